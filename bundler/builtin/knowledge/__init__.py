@@ -1,0 +1,1 @@
+"""Corpora: ready ZIM files, and folders of documents that become one."""

@@ -1,0 +1,1 @@
+"""Runtimes: what serves a model at the far end, and the portable Python under it."""

@@ -1,0 +1,1 @@
+"""Where bytes come from: files, http(s) and the Hugging Face Hub."""

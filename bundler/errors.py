@@ -1,0 +1,124 @@
+"""What can go wrong, sorted by who can act on it.
+
+::
+
+    BundlerError                 exit code
+    ├── StepFailed        1      a step of the build, or a child process of it, broke
+    ├── RecipeError       2      the recipe, or the command line, is wrong
+    ├── LockError         3      the lock is missing or no longer fits the recipe
+    ├── DoesNotFit        4      VRAM, RAM, disk or filesystem is too small
+    ├── SourceError       5      the network or the place the bytes come from
+    ├── DamagedError      6      bytes are not the bytes that were promised
+    ├── TrustError        7      signature, key or rollback
+    ├── UnsafeInput       8      a file, name or path that must not be touched
+    ├── ProofFailed       9      a model was measured and did not pass its gate
+    ├── BusyError        10      somebody else holds what is needed
+    └── PluginError       2      a plugin is missing, doubled or broke its contract
+
+An error is a sentence to the person who can act: where, what, and what would help. All problems
+of one kind are raised together. Inside the program errors are raised; `cli` catches once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong: `where` it is, what it is, and what to do next."""
+
+    message: str
+    where: str = ""
+    hint: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.message}" if self.where else self.message
+
+
+class BundlerError(Exception):
+    """Base of every error that is shown to a person without a traceback."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(
+        self, message: str | Problem | Iterable[Problem], *, where: str = "", hint: str = ""
+    ) -> None:
+        if isinstance(message, str):
+            self.problems: tuple[Problem, ...] = (Problem(message, where, hint),)
+        elif isinstance(message, Problem):
+            self.problems = (message,)
+        else:
+            self.problems = tuple(message)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+    def __reduce__(self) -> tuple[type[BundlerError], tuple[tuple[Problem, ...]]]:
+        return (type(self), (self.problems,))
+
+
+class StepFailed(BundlerError):
+    """A step of the build, or the child process that ran it, broke."""
+
+    exit_code = 1
+
+
+class RecipeError(BundlerError):
+    """The recipe or the command line is wrong."""
+
+    exit_code = 2
+
+
+class LockError(BundlerError):
+    """The lock is missing, or what it names is no longer what the recipe asks for."""
+
+    exit_code = 3
+
+
+class DoesNotFit(BundlerError):
+    """Not enough VRAM, RAM, disk, or a filesystem that cannot hold a file."""
+
+    exit_code = 4
+
+
+class SourceError(BundlerError):
+    """The network, or the place the bytes come from, did not deliver."""
+
+    exit_code = 5
+
+
+class DamagedError(BundlerError):
+    """Bytes are not the bytes that were promised."""
+
+    exit_code = 6
+
+
+class TrustError(BundlerError):
+    """A signature, a key or a version cannot be trusted."""
+
+    exit_code = 7
+
+
+class UnsafeInput(BundlerError):
+    """A file, name or path that could do harm, and is therefore not touched."""
+
+    exit_code = 8
+
+
+class ProofFailed(BundlerError):
+    """A model was measured and did not pass its gate."""
+
+    exit_code = 9
+
+
+class BusyError(BundlerError):
+    """Somebody else holds what is needed."""
+
+    exit_code = 10
+
+
+class PluginError(BundlerError):
+    """A plugin is missing, doubled, or broke its contract."""
+
+    exit_code = 2

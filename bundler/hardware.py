@@ -1,0 +1,31 @@
+"""The machine a bundle is for, as a value."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from bundler.value import Bytes, Value
+
+Platform = Literal["linux-x86_64", "linux-aarch64", "macos-arm64", "macos-x86_64", "windows-x86_64"]
+Accelerator = Literal["none", "cuda", "rocm", "vulkan", "metal"]
+Filesystem = Literal["ext4", "exfat", "ntfs", "apfs", "fat32"]
+
+
+class Target(Value):
+    """An absent machine: what it can really give, not what its box says."""
+
+    name: str
+    title: str = ""
+    accelerator: Accelerator = "none"
+    usable_vram_bytes: Bytes = 0
+    """What a model may use on the accelerator: nominal less what driver and display take."""
+    ram_bytes: Bytes
+    """What programs may use of the main memory."""
+    memory_bandwidth_bytes_per_second: int = 0
+    """Peak bandwidth of the memory the weights lie in; 0 when unknown."""
+    unified_memory: bool = False
+    """Whether accelerator and CPU share one memory (Apple, Raspberry Pi)."""
+    platforms: tuple[Platform, ...] = ("linux-x86_64",)
+    cpu_level: Literal["x86-64-v2", "x86-64-v3", "x86-64-v4", "armv8", "armv8.2", "any"] = "any"
+    source: str = ""
+    """Where the figures come from."""

@@ -1,0 +1,107 @@
+"""The lock: every name of a recipe turned into bytes. A pure value, written beside the recipe.
+
+It holds what a plan needs (sizes, licences, model facts read from headers), so planning needs no
+network once it exists. It changes only when a person runs `bundler lock`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field
+
+from bundler.value import RelativePath, Sha256, Value
+
+
+class LockedFile(Value):
+    """One file as it must be, and where it can be had."""
+
+    path: RelativePath
+    """Its name inside the repository, folder or archive it belongs to."""
+    size_bytes: int = Field(ge=0)
+    sha256: Sha256
+    addresses: tuple[str, ...] = ()
+    """Where to get it, best first, in the words of its source (a URL, a path)."""
+
+
+class Resolution(Value):
+    """What a source makes of a reference: one revision of one body of files."""
+
+    source: str
+    """Name of the source plugin: `path`, `http`, `hf`…"""
+    reference: str
+    """The reference as the recipe has it."""
+    revision: str
+    """What the reference meant when it was locked: a commit, an ETag, a digest."""
+    files: tuple[LockedFile, ...]
+    licence: str = "unknown"
+    """SPDX identifier where one is known, the publisher's own word otherwise."""
+    licence_url: str = ""
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all files together."""
+        return sum(file.size_bytes for file in self.files)
+
+
+class TensorFact(Value):
+    """One tensor of a model, from its header."""
+
+    name: str
+    type: str
+    """Upper-case name of the stored type: `BF16`, `F32`, `Q4_K`…"""
+    shape: tuple[int, ...]
+    """As the format has it: safetensors (rows, columns), GGUF reversed to the same order."""
+
+
+class ModelFacts(Value):
+    """What can be known of a model without its weights."""
+
+    format: Literal["safetensors", "gguf"]
+    architecture: str
+    """llama.cpp's name of the architecture: `llama`, `qwen2`, `bert`…"""
+    parameters: int
+    context_tokens: int
+    """The longest context it was made for."""
+    layers: int
+    hidden: int
+    feed_forward: int
+    heads: int
+    kv_heads: tuple[int, ...]
+    """Key/value heads of each layer."""
+    head_dim_key: int
+    head_dim_value: int
+    vocabulary: int
+    tied_embeddings: bool = False
+    sliding_window_tokens: int = 0
+    sliding_window_pattern: int = 0
+    """Every n-th layer attends to everything; 0 when all layers slide (or none does)."""
+    experts: int = 0
+    experts_used: int = 0
+    tensors: tuple[TensorFact, ...]
+    """All tensors, under llama.cpp's names, in file order."""
+    extra: Mapping[str, Any] = Field(default_factory=dict)
+
+
+class LockedModel(Value):
+    """A model's files and facts."""
+
+    resolution: Resolution
+    facts: ModelFacts
+
+
+class Lock(Value):
+    """Everything a build will read, by digest."""
+
+    schema_version: Literal[1] = 1
+    request_digest: Sha256
+    """Digest of what the recipe asks for by name; another one means that the lock is stale."""
+    created: int
+    """Seconds since 1970 at which it was made: the only clock a bundle's bytes may depend on."""
+    models: Mapping[str, LockedModel]
+    corpora: Mapping[str, Resolution]
+    texts: Mapping[str, Resolution] = Field(default_factory=dict)
+    """Texts for calibration (`calibration`) and scoring (`heldout`)."""
+    runtimes: Mapping[str, Resolution] = Field(default_factory=dict)
+    """`<runtime>/<platform>` → what the runtime is put together from."""

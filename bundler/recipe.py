@@ -1,0 +1,213 @@
+"""The recipe: what a person wants, as a frozen value. Reading TOML into it is `recipe_file`'s."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from bundler.hardware import Accelerator, Filesystem, Platform
+from bundler.value import Bytes, Name, RelativePath, Sha256, Value
+
+Role = Literal["chat", "code", "embed", "rerank", "draft"]
+KvCacheType = Literal["auto", "f16", "q8_0", "q4_0"]
+
+_REFERENCE = re.compile(r"([a-z][a-z0-9+.-]*):(.+)", re.DOTALL)
+
+
+class SourceReference(Value):
+    """Where something comes from. In a recipe: `"hf:owner/name@revision"`, `"path:../docs"`,
+    `"https://host/file"`, or a table with the same keys as below.
+    """
+
+    source: str
+    """Name of the source plugin: `path`, `http`, `hf`, or one that a plugin adds."""
+    locator: str = Field(min_length=1)
+    """What that source understands: a path, a URL, `owner/name`."""
+    revision: str = ""
+    """Branch, tag or commit, for sources that have them."""
+    include: tuple[str, ...] = ()
+    """Glob patterns of the files wanted; all that are needed when empty."""
+    sha256: Sha256 | None = None
+    """Digest the (single) file must have, when the person knows it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, given: Any) -> Any:
+        if not isinstance(given, str):
+            return given
+        match = _REFERENCE.fullmatch(given)
+        if match is None:
+            raise ValueError(
+                f"{given!r} names no source: write 'hf:owner/name', 'path:folder' or a URL"
+            )
+        source, locator = match[1], match[2]
+        if source in ("http", "https"):
+            return {"source": "http", "locator": given}
+        locator, at, revision = locator.partition("@") if source == "hf" else (locator, "", "")
+        if at and not revision:
+            raise ValueError(f"{given!r} has an '@' but no revision after it")
+        return {"source": source, "locator": locator, "revision": revision}
+
+    def __str__(self) -> str:
+        if self.source == "http":
+            return self.locator
+        return f"{self.source}:{self.locator}" + (f"@{self.revision}" if self.revision else "")
+
+
+class BundleOptions(Value):
+    """`[bundle]`: the name and shape of what is handed over."""
+
+    name: Name
+    """Name of the bundle and of its directory."""
+    version: str = Field(default="1", pattern=r"^[0-9A-Za-z][0-9A-Za-z.+-]{0,63}$")
+    """The person's own version of it."""
+    title: str = Field(default="", max_length=200)
+    """One line for people; shown on the station's page."""
+    platforms: tuple[Platform, ...] = ("linux-x86_64",)
+    """Machines it must start on."""
+    max_size: Bytes | None = None
+    """The stick's capacity: a larger bundle is refused before anything is fetched."""
+    filesystem: Filesystem = "exfat"
+    """The stick's filesystem; FAT32 cannot hold files of 4 GiB or more."""
+
+
+class TargetRequest(Value):
+    """`[target]`: the absent machine; `use` names one of the catalogue, the rest overrides it."""
+
+    use: str | None = None
+    """Name in the catalogue: see `bundler targets`."""
+    usable_vram: Bytes | None = None
+    """What a model may really use on the accelerator."""
+    ram: Bytes | None = None
+    accelerator: Accelerator | None = None
+    memory_bandwidth: Bytes | None = None
+    """Bytes per second of the memory the weights lie in."""
+    unified_memory: bool | None = None
+
+    @model_validator(mode="after")
+    def _named_or_spelled_out(self) -> TargetRequest:
+        if self.use is None and self.ram is None:
+            raise ValueError("name a target with `use`, or give at least `ram`")
+        return self
+
+
+class Gates(Value):
+    """`gates` of a model: limits a proof must pass; a model that fails one does not ship."""
+
+    max_kld_mean: float | None = Field(default=None, gt=0)
+    """Mean KLD to the unquantized model, in nats."""
+    min_top1: float | None = Field(default=None, ge=0, le=1)
+    """Share of tokens at which the quantized model says the same as the unquantized one."""
+    max_perplexity_ratio: float | None = Field(default=None, gt=0)
+    """Perplexity divided by that of the unquantized model."""
+    min_tokens_per_second: float | None = Field(default=None, gt=0)
+    """Generation speed on the device of the proof."""
+    max_memory: Bytes | None = None
+    """Peak memory on the device of the proof."""
+    min_embedding_cosine: float | None = Field(default=None, ge=-1, le=1)
+    """For embedders: worst cosine to the unquantized model."""
+
+
+class ModelRequest(Value):
+    """`[models.<name>]`: a model and what it is for."""
+
+    role: Role = "chat"
+    source: SourceReference
+    engine: str = "llama.cpp"
+    quant: tuple[str, ...] = ("auto",)
+    """`"auto"`, one scheme, or several to choose from: `["Q4_K_M", "Q5_K_M"]`."""
+    context_tokens: int = Field(default=4096, ge=64, le=10_000_000)
+    """Context each user must have. It is a floor and never cut in silence."""
+    parallel: int = Field(default=1, ge=1, le=256)
+    """Users served at once, each with the full context."""
+    kv_cache: KvCacheType = "auto"
+    residency: Literal["resident", "on-demand"] = "resident"
+    """`resident`: in memory together with the other resident ones; `on-demand`: takes turns."""
+    optional: bool = False
+    """Leave this model out when it does not fit, and say so, instead of refusing the plan."""
+    importance_matrix: Literal["auto", "none"] = "auto"
+    """Whether quantization is guided by activations on the calibration text."""
+    allow_fallback: bool = False
+    """Accept types that llama.cpp puts in for rows the asked type cannot hold; always recorded."""
+    gates: Gates = Gates()
+    licence: str = ""
+    """SPDX identifier, when the source does not state one."""
+
+    @field_validator("quant", mode="before")
+    @classmethod
+    def _one_or_many(cls, given: Any) -> Any:
+        return (given,) if isinstance(given, str) else given
+
+    @field_validator("quant")
+    @classmethod
+    def _not_empty(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        if not given:
+            raise ValueError("name at least one quantization, or 'auto'")
+        if "auto" in given and len(given) > 1:
+            raise ValueError("'auto' stands alone")
+        return given
+
+
+class CorpusRequest(Value):
+    """`[corpora.<name>]`: a body of knowledge."""
+
+    kind: str = "zim"
+    """`zim` for a ready file, `folder` for documents, or what a plugin adds."""
+    source: SourceReference
+    title: str = Field(default="", max_length=200)
+    language: str = Field(default="eng", pattern=r"^[a-z]{3}$")
+    """ISO 639-3 code; decides how words are stemmed in the index."""
+    licence: str = ""
+    """SPDX identifier, when the source does not state one."""
+    creator: str = ""
+    description: str = Field(default="", max_length=80)
+    """At most 80 characters, as the ZIM metadata demands."""
+
+
+class VerifyOptions(Value):
+    """`[verify]`: how models are proved."""
+
+    require: Literal["any", "gpu"] = "any"
+    """`gpu`: a build without an accelerator fails instead of proving on the CPU."""
+    heldout: SourceReference | None = None
+    """Text for perplexity and KLD; never the calibration text. The one we ship when absent."""
+    calibration: SourceReference | None = None
+    """Text for the importance matrix. The one we ship when absent."""
+    tokens: int = Field(default=4096, ge=128, le=1_000_000)
+    """How many tokens of the held-out text are evaluated."""
+    replans: int = Field(default=2, ge=0, le=10)
+    """How often a failed proof may rule an offer out before the build gives up."""
+
+
+class RuntimeOptions(Value):
+    """`[runtime]`: what serves the models at the far end."""
+
+    use: tuple[str, ...] = ("xllamacpp",)
+    """Runtimes, best first: see `bundler plugins`."""
+
+
+class Recipe(Value):
+    """What a person wants, whole."""
+
+    schema_version: Annotated[Literal[1], Field(alias="schema")] = 1
+    bundle: BundleOptions
+    target: TargetRequest
+    models: Mapping[Name, ModelRequest] = Field(default_factory=dict)
+    corpora: Mapping[Name, CorpusRequest] = Field(default_factory=dict)
+    runtime: RuntimeOptions = RuntimeOptions()
+    verify: VerifyOptions = VerifyOptions()
+
+    @model_validator(mode="after")
+    def _has_something(self) -> Recipe:
+        if not self.models and not self.corpora:
+            raise ValueError("a bundle needs at least one model or one corpus")
+        return self
+
+
+__all__ = [
+    "BundleOptions", "CorpusRequest", "Gates", "KvCacheType", "ModelRequest", "Recipe",
+    "RelativePath", "Role", "RuntimeOptions", "SourceReference", "TargetRequest", "VerifyOptions",
+]  # fmt: skip

@@ -1,0 +1,156 @@
+"""Frozen values, their canonical form, and the units people write them in.
+
+Every stage of a build hands one frozen value to the next. A value's digest is the SHA-256 of its
+canonical JSON: sorted keys, no insignificant whitespace, UTF-8 (RFC 8785 in spirit; floats appear
+only where they were written by a person and are printed by `repr`, so they are stable too).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import PurePosixPath
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
+
+Json = dict[str, Any] | list[Any] | str | int | float | bool | None
+
+
+class Value(BaseModel):
+    """Base of all values: frozen, strict about unknown keys, documented by attribute docstrings."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, ser_json_inf_nan="constants"
+    )
+
+
+def canonical_json(value: Any) -> bytes:
+    """Return `value` (JSON types or a `Value`) as its one canonical byte string.
+
+    >>> canonical_json({"b": 1, "a": [True, None]})
+    b'{"a":[true,null],"b":1}'
+    """
+    if isinstance(value, BaseModel):
+        value = value.model_dump(mode="json")
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode()
+
+
+def pretty_json(value: Any) -> str:
+    """Return `value` as JSON for people and diffs: sorted, one space per level, final newline."""
+    if isinstance(value, BaseModel):
+        value = value.model_dump(mode="json", exclude_none=True)
+    return json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def digest(value: Any) -> str:
+    """Return the SHA-256 of the canonical JSON of `value`, as 64 hexadecimal digits."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+_UNITS = {
+    "": 1, "b": 1,
+    "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
+    "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
+}  # fmt: skip
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE)
+
+
+def parse_bytes(text: str | int) -> int:
+    """Turn a size as a person writes it into bytes: `"23.5 GB"`, `"512MiB"`, `4096`.
+
+    GB is 10^9 and GiB is 2^30 (IEC 80000-13), as everywhere in this program.
+
+    >>> parse_bytes("1.5 GiB")
+    1610612736
+    """
+    if isinstance(text, bool):
+        raise ValueError("expected a size such as '24 GB'")
+    if isinstance(text, int):
+        if text < 0:
+            raise ValueError("a size cannot be negative")
+        return text
+    match = _SIZE.fullmatch(text)
+    if match is None or match[2].lower() not in _UNITS:
+        raise ValueError(f"{text!r} is not a size; write for example '24 GB' or '512 MiB'")
+    return int(float(match[1]) * _UNITS[match[2].lower()])
+
+
+def format_bytes(count: int) -> str:
+    """Write a byte count for people, in binary units with three significant digits.
+
+    >>> format_bytes(0), format_bytes(1610612736)
+    ('0 B', '1.50 GiB')
+    """
+    amount = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(amount) < 1024:
+            break
+        amount /= 1024
+    else:
+        unit = "TiB"
+    if unit == "B":
+        return f"{count} B"
+    return f"{amount:.{2 if abs(amount) < 10 else 1 if abs(amount) < 100 else 0}f} {unit}"
+
+
+Bytes = Annotated[int, BeforeValidator(parse_bytes)]
+"""A number of bytes; a recipe may write it as `"24 GB"`."""
+
+_NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
+# Names that Windows reserves whatever their extension (learn.microsoft.com, "Naming Files").
+_RESERVED = {"con", "prn", "aux", "nul", *(f"{d}{n}" for d in ("com", "lpt") for n in range(10))}
+
+
+def check_name(text: str) -> str:
+    """Return `text` if it can be a file name on every filesystem a bundle meets, else ValueError."""
+    if not _NAME.fullmatch(text) or text.split(".", maxsplit=1)[0] in _RESERVED or ".." in text:
+        raise ValueError(
+            f"{text!r} cannot be a name: use 1-64 of a-z 0-9 . _ - (no '..', first and last a "
+            "letter or digit, none that Windows reserves such as 'con')"
+        )
+    return text
+
+
+def check_relative_path(text: str) -> str:
+    """Return `text` if it is a safe relative POSIX path, else raise ValueError.
+
+    Refuses absolute paths, `..`, empty parts, backslashes, drive letters, control characters,
+    parts of more than 255 bytes, trailing dots or spaces and names that Windows reserves: all of
+    them either escape their folder or cannot be written to a FAT or NTFS stick.
+    """
+    if not text or len(text.encode("utf-8", "surrogatepass")) > 1024:
+        raise ValueError("an empty or overlong path")
+    if any(ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) < 0xE000 for c in text):
+        raise ValueError(f"{text!r} has a control or invalid character")
+    if any(c in '\\<>:"|?*' for c in text):
+        raise ValueError(f"{text!r} has a character that Windows filesystems cannot hold")
+    for part in text.split("/"):
+        if part in ("", ".", "..") or part[-1] in " ." or len(part.encode()) > 255:
+            raise ValueError(f"{text!r} is not a plain relative path")
+        if part.split(".")[0].lower() in _RESERVED:
+            raise ValueError(f"{text!r} uses a name that Windows reserves")
+    return str(PurePosixPath(text))
+
+
+Name = Annotated[str, AfterValidator(check_name)]
+"""A name chosen by a person that becomes a file name: lower case, safe on every filesystem."""
+
+RelativePath = Annotated[str, AfterValidator(check_relative_path)]
+"""A path inside a bundle, a repository or a folder: relative, with `/`, safe on every filesystem."""
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def check_sha256(text: str) -> str:
+    """Return `text` if it is 64 lower-case hexadecimal digits, else raise ValueError."""
+    if not _SHA256.fullmatch(text):
+        raise ValueError("expected a SHA-256: 64 hexadecimal digits in lower case")
+    return text
+
+
+Sha256 = Annotated[str, AfterValidator(check_sha256)]
+"""A SHA-256 digest as 64 lower-case hexadecimal digits."""
