@@ -8,6 +8,7 @@
     ├── LockError         3      the lock is missing or no longer fits the recipe
     ├── DoesNotFit        4      VRAM, RAM, disk or filesystem is too small
     ├── SourceError       5      the network or the place the bytes come from
+    │   └── PassingFault  5      … in a way that trying again may cure
     ├── DamagedError      6      bytes are not the bytes that were promised
     ├── TrustError        7      signature, key or rollback
     ├── UnsafeInput       8      a file, name or path that must not be touched
@@ -86,6 +87,22 @@ class SourceError(BundlerError):
     """The network, or the place the bytes come from, did not deliver."""
 
     exit_code = 5
+
+
+class PassingFault(SourceError):
+    """A fault of the network or the server which trying again may cure; the core does that."""
+
+    def __init__(
+        self,
+        message: str | Problem | Iterable[Problem],
+        *,
+        where: str = "",
+        hint: str = "",
+        retry_after_seconds: float | None = None,
+    ) -> None:
+        super().__init__(message, where=where, hint=hint)
+        self.retry_after_seconds = retry_after_seconds
+        """How long the server asked to be left alone, if it did."""
 
 
 class DamagedError(BundlerError):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_serializer, model_validator
 
 from bundler.value import RelativePath, Sha256, Value
 
@@ -46,13 +46,28 @@ class Resolution(Value):
 
 
 class TensorFact(Value):
-    """One tensor of a model, from its header."""
+    """One tensor of a model, from its header. Written as one line: `BF16 4096x256 output.weight`."""
 
     name: str
     type: str
     """Upper-case name of the stored type: `BF16`, `F32`, `Q4_K`…"""
     shape: tuple[int, ...]
     """As the format has it: safetensors (rows, columns), GGUF reversed to the same order."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_line(cls, given: Any) -> Any:
+        if not isinstance(given, str):
+            return given
+        kind, _, rest = given.partition(" ")
+        shape, _, name = rest.partition(" ")
+        if not name:
+            raise ValueError(f"{given!r} is not 'TYPE ROWSxCOLUMNS name'")
+        return {"type": kind, "name": name, "shape": tuple(map(int, shape.split("x")))}
+
+    @model_serializer
+    def _to_line(self) -> str:
+        return f"{self.type} {'x'.join(map(str, self.shape))} {self.name}"
 
 
 class ModelFacts(Value):

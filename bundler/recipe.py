@@ -6,7 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, WithJsonSchema, field_validator, model_validator
+from pydantic.config import JsonDict
 
 from bundler.hardware import Accelerator, Filesystem, Platform
 from bundler.value import Bytes, Name, RelativePath, Sha256, Value
@@ -17,10 +18,20 @@ KvCacheType = Literal["auto", "f16", "q8_0", "q4_0"]
 _REFERENCE = re.compile(r"([a-z][a-z0-9+.-]*):(.+)", re.DOTALL)
 
 
+def _or_text(schema: JsonDict) -> None:
+    """Let the JSON Schema of a source reference take its short form, a string, too."""
+    table: JsonDict = {key: schema.pop(key) for key in list(schema)}
+    text: JsonDict = {"type": "string", "pattern": r"^[a-z][a-z0-9+.-]*:.+"}
+    schema["description"] = table.pop("description", "")
+    schema["anyOf"] = [text, table]
+
+
 class SourceReference(Value):
     """Where something comes from. In a recipe: `"hf:owner/name@revision"`, `"path:../docs"`,
     `"https://host/file"`, or a table with the same keys as below.
     """
+
+    model_config = ConfigDict(json_schema_extra=_or_text)
 
     source: str
     """Name of the source plugin: `path`, `http`, `hf`, or one that a plugin adds."""
@@ -117,7 +128,12 @@ class ModelRequest(Value):
     role: Role = "chat"
     source: SourceReference
     engine: str = "llama.cpp"
-    quant: tuple[str, ...] = ("auto",)
+    quant: Annotated[
+        tuple[str, ...],
+        WithJsonSchema(
+            {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+        ),
+    ] = ("auto",)
     """`"auto"`, one scheme, or several to choose from: `["Q4_K_M", "Q5_K_M"]`."""
     context_tokens: int = Field(default=4096, ge=64, le=10_000_000)
     """Context each user must have. It is a floor and never cut in silence."""

@@ -13,7 +13,7 @@ import re
 from pathlib import PurePosixPath
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, WithJsonSchema
 
 Json = dict[str, Any] | list[Any] | str | int | float | bool | None
 
@@ -85,19 +85,29 @@ def format_bytes(count: int) -> str:
     >>> format_bytes(0), format_bytes(1610612736)
     ('0 B', '1.50 GiB')
     """
-    amount = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(amount) < 1024:
-            break
-        amount /= 1024
-    else:
-        unit = "TiB"
-    if unit == "B":
+    if abs(count) < 1024:
         return f"{count} B"
-    return f"{amount:.{2 if abs(amount) < 10 else 1 if abs(amount) < 100 else 0}f} {unit}"
+    amount, power = count / 1024, 0
+    while abs(amount) >= 1024 and power < 3:
+        amount, power = amount / 1024, power + 1
+    decimals = 2 if abs(amount) < 10 else 1 if abs(amount) < 100 else 0
+    return f"{amount:.{decimals}f} {('KiB', 'MiB', 'GiB', 'TiB')[power]}"
 
 
-Bytes = Annotated[int, BeforeValidator(parse_bytes)]
+Bytes = Annotated[
+    int,
+    BeforeValidator(parse_bytes),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 0},
+                {"type": "string", "pattern": r"^\s*\d+(\.\d+)?\s*([kKmMgGtT][iI]?)?[bB]?\s*$"},
+            ],
+            "examples": ["24 GB", "512 MiB"],
+        },
+        mode="validation",
+    ),
+]
 """A number of bytes; a recipe may write it as `"24 GB"`."""
 
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")

@@ -1,0 +1,398 @@
+"""Words on the command line → one call → an exit code. Errors are caught here and nowhere else."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Literal, Protocol, runtime_checkable
+
+import typer
+from typer.exceptions import TyperException
+
+import bundler
+from bundler.errors import BundlerError, Problem, RecipeError, StepFailed
+
+app = typer.Typer(
+    name="bundler",
+    help="Build offline AI bundles: models, knowledge and everything needed to run them.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Recipe = Annotated[Path, typer.Argument(help="The recipe, a TOML file.", metavar="RECIPE")]
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", help="Directory to make. [default: dist/<name>]"),
+]
+StoreDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--store", help="Where bytes rest between builds.", envvar="BUNDLER_STORE",
+        show_default="the user's cache directory",
+    ),
+]  # fmt: skip
+ProgressMode = Annotated[
+    Literal["auto", "tty", "plain", "quiet", "json"],
+    typer.Option("--progress", help="How to show what is going on.", envvar="BUNDLER_PROGRESS"),
+]
+Offline = Annotated[
+    bool, typer.Option("--offline", help="Open no connection.", envvar="BUNDLER_OFFLINE")
+]
+Locked = Annotated[
+    bool,
+    typer.Option("--locked", help="Fail when there is no lock or it is stale.",
+                 envvar="BUNDLER_LOCKED"),
+]  # fmt: skip
+Frozen = Annotated[
+    bool,
+    typer.Option("--frozen", help="Use the lock without comparing it to local files.",
+                 envvar="BUNDLER_FROZEN"),
+]  # fmt: skip
+AsJson = Annotated[bool, typer.Option("--json", help="Write the result as JSON to stdout.")]
+Jobs = Annotated[
+    int, typer.Option("--jobs", "-j", min=1, max=64, help="Files fetched at the same time.")
+]
+Limit = Annotated[
+    str | None,
+    typer.Option("--limit-rate", help="Cap on all transfers together, as '5 MB' (per second)."),
+]
+
+
+def main() -> None:
+    """Run the command line; the entry point of the `bundler` program."""
+    signal.signal(signal.SIGTERM, _terminate)
+    debug = "--debug" in sys.argv
+    if debug:
+        sys.argv.remove("--debug")
+    try:
+        # typer answers Ctrl-C with 130 and an explicit Exit with its code.
+        code = app(standalone_mode=False) or 0
+        if code == 130:
+            _say_interrupted()
+    except BundlerError as error:
+        code = _show(error, debug)
+    except TyperException as error:
+        error.show() if isinstance(error, _Showable) else typer.echo(str(error), err=True)
+        code = error.exit_code
+    except OSError as error:
+        problem = StepFailed(error.strerror or str(error), where=str(error.filename or ""))
+        code = _show(problem, debug)
+    except Exception as error:  # noqa: BLE001 - the last catcher: no traceback is for users
+        code = _show(_bug(error), debug)
+    sys.stdout.flush()
+    raise SystemExit(code)
+
+
+@runtime_checkable
+class _Showable(Protocol):
+    def show(self) -> None: ...
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """Answer SIGTERM: put everything away as for Ctrl-C. A second one ends at once."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    raise SystemExit(128 + number)
+
+
+def _say_interrupted() -> None:
+    from bundler.console import Screen
+
+    Screen("plain").err.print("stopped; run the same command again to go on from here")
+
+
+def _bug(error: Exception) -> StepFailed:
+    broken = StepFailed(
+        f"{type(error).__name__}: {error}",
+        hint="this is a fault of bundler: please report it with the output of `--debug`",
+    )
+    broken.__cause__ = error
+    return broken
+
+
+def _show(error: BundlerError, debug: bool) -> int:
+    from bundler.console import Screen
+
+    if debug:
+        import traceback
+
+        traceback.print_exception(error)
+    asked = os.environ.get("BUNDLER_PROGRESS") == "json" or "json" in _option("--progress")
+    Screen("json" if asked else "plain").error(error)
+    return error.exit_code
+
+
+def _option(name: str) -> list[str]:
+    """Return what was given for an option on the command line, before anything is parsed."""
+    words = sys.argv[1:]
+    return [b for a, b in pairwise(words) if a == name] + [
+        word.partition("=")[2] for word in words if word.startswith(f"{name}=")
+    ]
+
+
+@contextmanager
+def _world(
+    recipe: Path | None, store: Path | None, progress: str, *, offline: bool = False,
+    jobs: int = 4, limit_rate: str | None = None,
+) -> Iterator[tuple]:  # type: ignore[type-arg]  # fmt: skip
+    """Give (screen, world, plugins) for one command."""
+    import platformdirs
+
+    from bundler.console import Screen
+    from bundler.plugins import load_plugins
+    from bundler.store import Store
+    from bundler.value import parse_bytes
+    from bundler.world import World
+
+    try:
+        cap = parse_bytes(limit_rate.removesuffix("/s")) if limit_rate else None
+    except ValueError as error:
+        raise RecipeError(f"--limit-rate: {error}") from error
+    root = store or Path(platformdirs.user_cache_dir("bundler"))
+    with Screen(progress) as screen:  # type: ignore[arg-type]
+        yield (
+            screen,
+            World(
+                store=Store(root),
+                environment=dict(os.environ),
+                report=screen.report,
+                offline=offline or os.environ.get("HF_HUB_OFFLINE", "") in ("1", "true", "yes"),
+                folder=recipe.parent if recipe is not None else Path.cwd(),
+                bandwidth_bytes_per_second=cap,
+                parallel_transfers=jobs,
+            ),
+            load_plugins(),
+        )
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"bundler {bundler.__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def build(
+    recipe: Recipe, output: Output = None, locked: Locked = False, frozen: Frozen = False,
+    offline: Offline = False, store: StoreDir = None, progress: ProgressMode = "auto",
+    as_json: AsJson = False, jobs: Jobs = 4, limit_rate: Limit = None,
+) -> None:  # fmt: skip
+    """Do the main job: a recipe in, a bundle that runs with no network out."""
+    from bundler import pipeline
+    from bundler.recipe_file import read_recipe
+
+    with _world(recipe, store, progress, offline=offline, jobs=jobs, limit_rate=limit_rate) as (
+        screen,
+        world,
+        plugins,
+    ):
+        target = output or Path("dist") / read_recipe(recipe).bundle.name
+        built = pipeline.build(recipe, target, plugins, world, locked=locked, frozen=frozen)
+    if as_json:
+        proofs = {name: proof.model_dump(mode="json") for name, proof in built.proofs.items()}
+        screen.json({
+            "output": str(built.output), "manifest_sha256": built.manifest_sha256,
+            "proofs": proofs,
+        })  # fmt: skip
+    elif screen.mode != "json":
+        screen.say(f"[bold green]{built.output}[/] is ready  [dim]{built.manifest_sha256[:16]}[/]")
+        screen.say(f"[dim]start it: {built.output}/start   what was measured: report.html[/]")
+
+
+@app.command()
+def plan(
+    recipe: Recipe, locked: Locked = False, frozen: Frozen = False, offline: Offline = False,
+    store: StoreDir = None, progress: ProgressMode = "auto", as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Show what would be built and why, whether it fits, and what will be fetched."""
+    from bundler import pipeline
+    from bundler.console import show_plan
+    from bundler.execute import locked_files
+    from bundler.plan import FileInput
+    from bundler.recipe_file import read_recipe
+
+    with _world(recipe, store, progress, offline=offline) as (screen, world, plugins):
+        wanted = read_recipe(recipe)
+        lock = pipeline.ensure_lock(recipe, wanted, plugins, world, locked=locked, frozen=frozen)
+        made = pipeline.make_the_plan(wanted, lock, plugins)
+    needed = {
+        given.sha256
+        for step in made.steps
+        for given in step.inputs.values()
+        if isinstance(given, FileInput)
+    }
+    files = [file for _, file in locked_files(lock, plugins) if file.sha256 in needed]
+    cached = sum(f.size_bytes for f in files if world.store.has(f.sha256, f.size_bytes))
+    download = sum(f.size_bytes for f in files) - cached
+    if as_json:
+        screen.json({
+            **made.model_dump(mode="json"), "cached_bytes": cached, "download_bytes": download,
+        })  # fmt: skip
+    else:
+        show_plan(screen, made, cached, download)
+
+
+@app.command()
+def lock(
+    recipe: Recipe,
+    check: Annotated[bool, typer.Option("--check", help="Only tell whether it is stale.")] = False,
+    store: StoreDir = None, progress: ProgressMode = "auto",
+) -> None:  # fmt: skip
+    """Turn every name in a recipe into revisions, sizes and digests, beside the recipe."""
+    from bundler import pipeline
+    from bundler.recipe_file import read_recipe
+
+    with _world(recipe, store, progress) as (screen, world, plugins):
+        wanted = read_recipe(recipe)
+        if check:
+            pipeline.ensure_lock(recipe, wanted, plugins, world, locked=True)
+            screen.err.print("the lock fits the recipe")
+        else:
+            pipeline.make_lock(recipe, wanted, plugins, world)
+
+
+@app.command()
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="A bundle's directory.", metavar="BUNDLE")],
+    progress: ProgressMode = "auto", as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Read every byte of a bundle and name what is missing, extra, changed or renamed."""
+    from bundler.console import Screen
+    from bundler.errors import DamagedError
+    from bundler.events import Progress
+    from bundler.value import format_bytes
+    from bundler.verify import verify_bundle
+
+    with Screen(progress) as screen:
+        found = verify_bundle(
+            bundle,
+            workers=min(4, os.cpu_count() or 1),
+            progress=lambda done, total: screen.report(Progress("verify", done, total)),
+        )
+    if as_json:
+        screen.json({
+            "bundle": found.manifest.name, "version": found.manifest.version,
+            "manifest_sha256": found.manifest_sha256, "files": found.files,
+            "size_bytes": found.size_bytes,
+            "findings": [{"path": f.path, "kind": f.kind, "detail": f.detail}
+                         for f in found.findings],
+        })  # fmt: skip
+    if found.findings:
+        raise DamagedError([Problem(str(finding), str(bundle)) for finding in found.findings])
+    if not as_json:
+        screen.say(
+            f"{found.manifest.name} {found.manifest.version}: all {found.files} files "
+            f"({format_bytes(found.size_bytes)}) are as the manifest says"
+        )
+        screen.say("[dim]this finds accidents; it does not tell who made the bundle[/]")
+
+
+@app.command()
+def serve(
+    bundle: Annotated[Path, typer.Argument(help="A bundle's directory.", metavar="BUNDLE")],
+    port: Annotated[int, typer.Option(help="Port of the page; 0 for any.")] = 8765,
+    browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,
+) -> None:
+    """Start a bundle's station with this Python, as `./start` does with the bundle's own."""
+    from bundler.station.__main__ import main as station
+    from bundler.verify import read_manifest
+
+    read_manifest(bundle)
+    words = ["--bundle", str(bundle), "--port", str(port)]
+    raise typer.Exit(station(words if browser else [*words, "--no-browser"]))
+
+
+@app.command()
+def targets(as_json: AsJson = False) -> None:
+    """List the machines a recipe can name, with what they can really give."""
+    from rich.table import Table
+
+    from bundler.console import Screen
+    from bundler.plugins import load_plugins
+    from bundler.value import format_bytes
+
+    screen, found = Screen("plain"), load_plugins().targets
+    if as_json:
+        screen.json([target.model_dump(mode="json") for target in found.values()])
+        return
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("name", "machine"):
+        table.add_column(name)
+    for name in ("usable VRAM", "RAM", "GB/s"):
+        table.add_column(name, justify="right")
+    for target in found.values():
+        vram = format_bytes(target.usable_vram_bytes) if target.accelerator != "none" else "–"
+        speed = f"{target.memory_bandwidth_bytes_per_second / 1e9:.0f}"
+        table.add_row(target.name, target.title, vram, format_bytes(target.ram_bytes), speed)
+    screen.table(table)
+
+
+@app.command()
+def plugins(as_json: AsJson = False) -> None:
+    """List what is installed: sources, engines, corpora, runtimes, and who brought them."""
+    from rich.table import Table
+
+    from bundler.console import Screen
+    from bundler.plugins import load_plugins
+
+    screen, found = Screen("plain"), load_plugins()
+    rows = [
+        (*label.partition(":")[::2], origin)
+        for label, origin in sorted(found.origins.items())
+        if not label.startswith("target:")
+    ]
+    if as_json:
+        screen.json([{"kind": kind, "name": name, "from": origin} for kind, name, origin in rows])
+        return
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("kind", "name", "from"):
+        table.add_column(name)
+    for row in rows:
+        table.add_row(*row)
+    screen.table(table)
+    screen.say(f"[dim]and {len(found.targets)} targets: see `bundler targets`[/]")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of recipes, for editors: `bundler schema > recipe.schema.json`."""
+    from bundler.console import Screen
+    from bundler.recipe_file import recipe_schema
+    from bundler.value import pretty_json
+
+    Screen("plain").data(pretty_json(recipe_schema()))
+
+
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(help="Where to write it.")] = Path("recipe.toml"),
+    target: Annotated[str, typer.Option(help="A name from `bundler targets`.")] = "cpu-16gb",
+) -> None:
+    """Write a small recipe to start from."""
+    from bundler.console import Screen
+    from bundler.errors import UnsafeInput
+    from bundler.planner import choose_target
+    from bundler.plugins import load_plugins
+    from bundler.recipe import TargetRequest
+    from bundler.recipe_file import starter_recipe
+
+    choose_target(TargetRequest(use=target), load_plugins().targets)
+    try:
+        with path.open("x", encoding="utf-8") as stream:
+            stream.write(starter_recipe(path.stem, target))
+    except FileExistsError as error:
+        raise UnsafeInput("is there already and is not overwritten", where=str(path)) from error
+    Screen("plain").say(f"wrote {path}; next: bundler plan {path}")
+
+
+if __name__ == "__main__":
+    main()

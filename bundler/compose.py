@@ -1,0 +1,249 @@
+"""Says what a bundle holds: from a plan and its results to a layout of files and a manifest.
+
+::
+
+    start, start.cmd, start.command     the doors for people
+    README.html, report.html            what this is; what was measured
+    manifest.json, SHA256SUMS           every file; the one thing that says what a bundle is
+    bom.cdx.json, licenses/             what it is made of, and on which terms
+    station.json                        what the station reads
+    models/<name>/…  corpora/<name>.zim
+    app/                                the station's code, the same for all platforms
+    runtime/<platform>/                 Python, packages and model server for one platform
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import bundler
+from bundler.bom import bill_of_materials
+from bundler.execute import Results
+from bundler.lock import Lock, Resolution
+from bundler.manifest import BundledCorpus, BundledModel, Manifest, Origin
+from bundler.plan import Choice, FileInput, Plan
+from bundler.plugins import Plugins
+from bundler.proof import Coverage, Proof
+from bundler.recipe import Recipe
+from bundler.report import readme_html, report_html
+from bundler.seal import Layout
+from bundler.starters import start_files
+from bundler.value import digest, pretty_json
+from bundler.world import World
+
+_LICENCE_FILE = re.compile(r"(LICEN[CS]E|NOTICE|COPYING|USE_POLICY|COPYRIGHT)([._-].*)?", re.I)
+
+
+@dataclass(frozen=True)
+class Composition:
+    """A bundle that is not written yet."""
+
+    layout: Layout
+    manifest: Manifest
+
+
+def compose(
+    recipe: Recipe, lock: Lock, plan: Plan, results: Results,
+    proofs: Mapping[str, Proof], world: World,
+) -> Composition:  # fmt: skip
+    """Return the bundle's layout and manifest. Writes nothing; reads the package's own files."""
+    layout = Layout()
+    models = tuple(_add_model(layout, c, lock, results, proofs, world) for c in plan.choices)
+    corpora = tuple(_add_corpus(layout, name, recipe, lock, results) for name in recipe.corpora)
+    components = _add_runtimes(layout, lock, results)
+    _add_licences(layout, recipe, lock, plan)
+    _add_station(layout)
+    for path, data in start_files(
+        recipe.bundle.platforms, recipe.bundle.name, _title(recipe)
+    ).items():
+        layout.add_data(path, data, executable=not path.endswith((".cmd", ".py")))
+    layout.add_data("station.json", pretty_json(station_settings(recipe, models, corpora)).encode())
+    manifest = Manifest(
+        name=recipe.bundle.name,
+        version=recipe.bundle.version,
+        title=_title(recipe),
+        created=lock.created,
+        builder=f"bundler {bundler.__version__}",
+        target=plan.target,
+        platforms=recipe.bundle.platforms,
+        recipe_sha256=digest(recipe),
+        lock_sha256=digest(lock),
+        models=models,
+        corpora=corpora,
+        components=components,
+        step_keys=dict(results.keys),
+        files=(),
+    )
+    layout.add_data("bom.cdx.json", pretty_json(bill_of_materials(manifest)).encode())
+    layout.add_data("report.html", report_html(manifest, plan).encode())
+    layout.add_data("README.html", readme_html(manifest).encode())
+    return Composition(layout, manifest.model_copy(update={"files": layout.files()}))
+
+
+def _title(recipe: Recipe) -> str:
+    return recipe.bundle.title or recipe.bundle.name
+
+
+def _origin(resolution: Resolution, licence: str) -> Origin:
+    return Origin(
+        reference=resolution.reference,
+        revision=resolution.revision,
+        licence=licence or resolution.licence,
+        licence_url=resolution.licence_url,
+    )
+
+
+def _add_model(
+    layout: Layout, choice: Choice, lock: Lock, results: Results,
+    proofs: Mapping[str, Proof], world: World,
+) -> BundledModel:  # fmt: skip
+    offer = choice.offer
+    if isinstance(offer.output, FileInput):
+        sha256, size_bytes = offer.output.sha256, offer.output.size_bytes
+    else:
+        step = f"models/{choice.model}/{offer.output.step}"
+        sha256, size_bytes = results.by_step[step].files[offer.output.file]
+    quant = re.sub(r"[^A-Za-z0-9._-]+", "-", offer.quant)
+    path = f"models/{choice.model}/{choice.model}-{quant}.{offer.format}"
+    layout.add_object(path, sha256, size_bytes)
+    return BundledModel(
+        name=choice.model,
+        role=choice.role,
+        file=path,
+        engine=offer.engine,
+        quant=offer.quant,
+        kv_cache=offer.kv_cache,
+        context_tokens=offer.context_tokens,
+        parallel=offer.parallel,
+        predicted_memory=offer.memory,
+        bits_per_weight=offer.bits_per_weight,
+        origin=_origin(lock.models[choice.model].resolution, ""),
+        proof=proofs.get(choice.model),
+    )
+
+
+def _add_corpus(
+    layout: Layout, name: str, recipe: Recipe, lock: Lock, results: Results
+) -> BundledCorpus:
+    request = recipe.corpora[name]
+    result = results.by_step[f"corpora/{name}"]
+    path = f"corpora/{name}.zim"
+    layout.add_object(path, *result.files["corpus.zim"])
+    coverage = Coverage.model_validate(result.facts)
+    return BundledCorpus(
+        name=name,
+        file=path,
+        title=request.title or coverage.title,
+        language=coverage.language,
+        origin=_origin(lock.corpora[name], request.licence),
+        coverage=coverage,
+    )
+
+
+def _add_runtimes(layout: Layout, lock: Lock, results: Results) -> tuple[Mapping[str, Any], ...]:
+    """Add each runtime's tree below its platform; return the software components they name."""
+    components: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for label in sorted(lock.runtimes):
+        platform = label.rpartition("/")[2]
+        result = results.by_step[f"runtimes/{label}"]
+        executables = set(result.facts.get("executables", ()))
+        for path, (sha256, size_bytes) in result.files.items():
+            layout.add_object(
+                f"runtime/{platform}/{path}", sha256, size_bytes, executable=path in executables
+            )
+        for component in result.facts.get("components", ()):
+            components[component["name"], component["version"]] = component
+    return tuple(components[key] for key in sorted(components))
+
+
+def _add_licences(layout: Layout, recipe: Recipe, lock: Lock, plan: Plan) -> None:
+    """Add the licence texts that came with models and corpora, and our own."""
+    layout.add_data("licenses/bundler/GPL-3.0-or-later.txt", licence_text().encode())
+    chosen = {choice.model for choice in plan.choices}
+    bodies: list[tuple[str, Resolution]] = [
+        *((f"models-{n}", m.resolution) for n, m in lock.models.items() if n in chosen),
+        *((f"corpora-{n}", r) for n, r in lock.corpora.items() if n in recipe.corpora),
+    ]
+    for label, resolution in bodies:
+        for file in licence_files(resolution):
+            layout.add_object(f"licenses/{label}/{file.path}", file.sha256, file.size_bytes)
+
+
+def licence_files(resolution: Resolution) -> list[Any]:
+    """Return the files of a body that hold the terms it comes under."""
+    return [
+        file for file in resolution.files if _LICENCE_FILE.fullmatch(file.path.rpartition("/")[2])
+    ]
+
+
+def licence_text() -> str:
+    """Return the GNU GPL, version 3: installed with the package, or beside it in a checkout."""
+    package = Path(bundler.__file__).parent
+    for path in (package / "LICENSE", package.parent / "LICENSE"):
+        if path.is_file():
+            return path.read_text(encoding="utf-8")
+    from importlib.metadata import distribution
+
+    for file in distribution("bundler").files or ():
+        if file.name == "LICENSE":
+            return file.read_text(encoding="utf-8")
+    raise FileNotFoundError("bundler was installed without its LICENSE file")
+
+
+def station_files() -> Iterable[tuple[str, bytes]]:
+    """Yield path → bytes of the station's code as it lies below `app/`."""
+    package = Path(bundler.__file__).parent
+    yield "bundler/__init__.py", (package / "__init__.py").read_bytes()
+    for path in sorted((package / "station").rglob("*")):
+        if path.is_file() and "__pycache__" not in path.parts:
+            yield f"bundler/{path.relative_to(package).as_posix()}", path.read_bytes()
+
+
+def _add_station(layout: Layout) -> None:
+    for path, data in station_files():
+        layout.add_data(f"app/{path}", data)
+
+
+def station_settings(
+    recipe: Recipe, models: Iterable[BundledModel], corpora: Iterable[BundledCorpus]
+) -> dict[str, Any]:
+    """Return what `station.json` says."""
+    return {
+        "schema_version": 1,
+        "name": recipe.bundle.name,
+        "version": recipe.bundle.version,
+        "title": _title(recipe),
+        "runtimes": list(recipe.runtime.use),
+        "models": [
+            {
+                "name": model.name,
+                "role": model.role,
+                "file": model.file,
+                "context_tokens": model.context_tokens,
+                "parallel": model.parallel,
+                "kv_cache": model.kv_cache,
+                "residency": recipe.models[model.name].residency,
+                "quant": model.quant,
+                "memory_bytes": model.predicted_memory.total_bytes,
+            }
+            for model in models
+        ],
+        "corpora": [
+            {
+                "name": corpus.name,
+                "file": corpus.file,
+                "title": corpus.title,
+                "language": corpus.language,
+                "articles": corpus.coverage.articles_indexed,
+                "full_text": corpus.coverage.full_text,
+            }
+            for corpus in corpora
+        ],
+    }
+
+
+__all__ = ["Composition", "Plugins", "compose", "licence_files", "licence_text", "station_files"]

@@ -1,0 +1,263 @@
+"""The only module that writes to the screen: events while a build works, values when it is done.
+
+Data goes to stdout, all else to stderr. Colour and moving lines only on a terminal; `NO_COLOR`,
+`TERM=dumb` and pipes get plain lines that a log can keep.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any, Literal
+
+from rich.console import Console as RichConsole
+from rich.markup import escape
+from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+from rich.text import Text
+
+from bundler.errors import BundlerError
+from bundler.events import Event, Note, Progress, StepFinished, StepStarted
+from bundler.plan import Memory, Plan
+from bundler.value import canonical_json, format_bytes
+
+Mode = Literal["auto", "tty", "plain", "quiet", "json"]
+# A log line at most this often, as restic does off a terminal.
+PLAIN_EVERY_SECONDS = 5.0
+
+
+def amount(done: float, total: float | None, unit: str) -> str:
+    """Write how far something is: `1.2 GiB of 4.0 GiB`, `512 of 4096 tokens`."""
+    if unit == "bytes":
+        text = format_bytes(int(done))
+        return f"{text} of {format_bytes(int(total))}" if total else text
+    return f"{done:,.0f} of {total:,.0f} {unit}" if total else f"{done:,.0f} {unit}"
+
+
+class _Amount(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        if task.total is None and not task.completed:
+            return Text("")
+        return Text(amount(task.completed, task.total, task.fields["unit"]), style="cyan")
+
+
+class _RateAndEta(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.speed or task.finished_speed
+        if not speed:
+            return Text("")
+        unit = task.fields["unit"]
+        rate = f"{format_bytes(int(speed))}/s" if unit == "bytes" else f"{speed:,.0f} {unit}/s"
+        left = task.time_remaining
+        eta = f", {_duration(left)} left" if left else ""
+        return Text(rate + eta, style="dim")
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+class Screen:
+    """Shows events in one of four ways; a context manager, so that moving lines are put away."""
+
+    def __init__(self, mode: Mode = "auto") -> None:
+        self.out = RichConsole(highlight=False, soft_wrap=True)
+        self.err = RichConsole(stderr=True, highlight=False, soft_wrap=True)
+        if mode == "auto":
+            mode = "tty" if self.err.is_terminal and not self.err.is_dumb_terminal else "plain"
+        self.mode = mode
+        self._bars: Bars | None = None
+        self._tasks: dict[str, TaskID] = {}
+        self._said: dict[str, float] = {}
+
+    def __enter__(self) -> Screen:
+        if self.mode == "tty":
+            self._bars = Bars(
+                TextColumn("  {task.description}"), BarColumn(bar_width=24), _Amount(),
+                _RateAndEta(), console=self.err, transient=True,
+            )  # fmt: skip
+            self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = None
+
+    def report(self, event: Event) -> None:
+        """Show one event; this is the `Report` that stages are given."""
+        show: dict[str, Callable[[Any], None]] = {
+            "StepStarted": self._started, "Progress": self._progress,
+            "StepFinished": self._finished, "Note": self._note,
+        }  # fmt: skip
+        if self.mode == "json":
+            record = {"event": type(event).__name__, **asdict(event)}
+            self.data(json.dumps(record, ensure_ascii=False))
+            sys.stdout.flush()
+        elif self.mode != "quiet" or (isinstance(event, Note) and event.level == "warning"):
+            show[type(event).__name__](event)
+
+    def _line(self, text: str) -> None:
+        (self._bars.console if self._bars else self.err).print(text)
+
+    def _started(self, event: StepStarted) -> None:
+        if self._bars is None:
+            self._line(f"  {escape(event.step)} …")
+        elif event.step not in self._tasks:
+            self._tasks[event.step] = self._bars.add_task(event.step, total=None, unit="bytes")
+
+    def _progress(self, event: Progress) -> None:
+        if self._bars is None:
+            now = time.monotonic()
+            if now - self._said.setdefault(event.step, now) >= PLAIN_EVERY_SECONDS:
+                self._said[event.step] = now
+                self._line(f"  {escape(event.step)}: {amount(event.done, event.total, event.unit)}")
+            return
+        if event.step not in self._tasks:
+            self._tasks[event.step] = self._bars.add_task(event.step, total=None, unit=event.unit)
+        self._bars.update(
+            self._tasks[event.step], completed=event.done, total=event.total, unit=event.unit
+        )
+
+    def _finished(self, event: StepFinished) -> None:
+        if self._bars is not None and event.step in self._tasks:
+            self._bars.remove_task(self._tasks.pop(event.step))
+        mark = "[green]✓[/]" if event.outcome == "done" else "[dim]=[/]"
+        detail = event.detail or ("unchanged" if event.outcome == "cached" else "")
+        self._line(f"{mark} {escape(event.step)}  [dim]{escape(detail)}[/]".rstrip())
+
+    def _note(self, event: Note) -> None:
+        word = "[yellow]warning:[/] " if event.level == "warning" else ""
+        self._line(f"{word}{escape(event.message)}")
+        if event.hint:
+            self._line(f"[dim]hint:[/] {escape(event.hint)}")
+
+    # -- values ----------------------------------------------------------------------------------
+
+    def data(self, text: str) -> None:
+        """Write data for another program, or for a file."""
+        sys.stdout.write(text if text.endswith("\n") else text + "\n")
+
+    def json(self, value: Any) -> None:
+        """Write a value as one line of canonical JSON."""
+        self.data(canonical_json(value).decode())
+
+    def say(self, markup: str = "") -> None:
+        """Write a line for a person to stdout, with rich's markup."""
+        self.out.print(markup)
+
+    def table(self, table: Table) -> None:
+        """Write a table for a person to stdout."""
+        self.out.print(table)
+
+    def error(self, error: BundlerError) -> None:
+        """Show every problem of an error, and each hint once, to stderr."""
+        if self.mode == "json":
+            problems = [asdict(problem) for problem in error.problems]
+            self.json({"event": "error", "exit_code": error.exit_code, "problems": problems})
+            return
+        previous = ""
+        for index, problem in enumerate(error.problems):
+            if previous and problem.hint != previous:
+                self.err.print(f"[dim]hint:[/] {escape(previous)}")
+            self.err.print(f"[bold red]error:[/] {escape(str(problem))}")
+            previous = problem.hint
+            if index == len(error.problems) - 1 and previous:
+                self.err.print(f"[dim]hint:[/] {escape(previous)}")
+
+
+# -- a plan ------------------------------------------------------------------------------------------
+
+_PARTS = (
+    ("weights", "weights_bytes", "green"), ("KV cache", "kv_cache_bytes", "yellow"),
+    ("compute", "compute_bytes", "blue"), ("backend", "overhead_bytes", "bright_black"),
+)  # fmt: skip
+
+
+def _bar(memory: Memory, limit: int, width: int = 40) -> Text:
+    """Draw a model's memory as part of a limit, one colour a part."""
+    text = Text()
+    drawn = 0
+    filled = 0.0
+    for _, field, colour in _PARTS:
+        filled += getattr(memory, field) / max(limit, memory.total_bytes, 1) * width
+        cells = round(filled) - drawn
+        text.append("█" * cells, style=colour)
+        drawn += cells
+    text.append("░" * (width - drawn), style="bright_black")
+    return text
+
+
+def show_plan(screen: Screen, plan: Plan, cached_bytes: int, download_bytes: int) -> None:
+    """Show what was chosen and why, and what it costs, for a person."""
+    target = plan.target
+    screen.say(f"[bold]{escape(plan.bundle)}[/] for {escape(target.title or target.name)}")
+    screen.say()
+    limit = target.usable_vram_bytes if target.accelerator != "none" else target.ram_bytes
+    if plan.choices:
+        screen.table(_model_table(plan))
+        screen.say()
+        _memory_picture(screen, plan, limit)
+    budgets = Table(box=None, pad_edge=False, header_style="dim")
+    budgets.add_column("limit")
+    budgets.add_column("needed", justify="right")
+    budgets.add_column("there is", justify="right")
+    for budget in plan.budgets:
+        there = format_bytes(budget.limit_bytes) if budget.limit_bytes is not None else "–"
+        budgets.add_row(budget.name, format_bytes(budget.used_bytes), there)
+    budgets.add_row("to fetch now", format_bytes(download_bytes), "–")
+    screen.table(budgets)
+    if cached_bytes:
+        screen.say(f"[dim]{format_bytes(cached_bytes)} of the inputs are in the store already[/]")
+    for choice in plan.choices:
+        screen.say()
+        screen.say(f"[bold]{escape(choice.model)}[/]: {escape(choice.reason)}")
+        if choice.runner_up is not None:
+            other = choice.runner_up
+            screen.say(
+                f"  [dim]runner-up: {escape(other.quant)}, {escape(other.kv_cache)} KV cache, "
+                f"{format_bytes(other.memory.total_bytes)} of memory, "
+                f"{format_bytes(other.disk_bytes)} on disk[/]"
+            )
+    for note in plan.notes:
+        screen.say(f"[dim]note:[/] {escape(note)}")
+
+
+def _model_table(plan: Plan) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("model", "quant"):
+        table.add_column(name)
+    for name in ("bits/weight", "context", "users"):
+        table.add_column(name, justify="right")
+    table.add_column("KV")
+    for name in ("weights", "KV cache", "compute", "backend", "total", "on disk"):
+        table.add_column(name, justify="right")
+    for choice in plan.choices:
+        offer, memory = choice.offer, choice.offer.memory
+        table.add_row(
+            choice.model, offer.quant, f"{offer.bits_per_weight:.2f}",
+            f"{offer.context_tokens:,}", str(offer.parallel), offer.kv_cache,
+            *(format_bytes(getattr(memory, field)) for _, field, _ in _PARTS),
+            format_bytes(memory.total_bytes), format_bytes(offer.disk_bytes),
+        )  # fmt: skip
+    return table
+
+
+def _memory_picture(screen: Screen, plan: Plan, limit: int) -> None:
+    word = "usable VRAM" if plan.target.accelerator != "none" else "RAM"
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for choice in plan.choices:
+        share = 100 * choice.offer.memory.total_bytes / max(limit, 1)
+        table.add_row(choice.model, _bar(choice.offer.memory, limit), f"{share:.0f} %")
+    screen.table(table)
+    key = "  ".join(f"[{colour}]█[/] {name}" for name, _, colour in _PARTS)
+    screen.say(f"[dim]{key}  of {format_bytes(limit)} {word}[/]")
+    screen.say()

@@ -1,0 +1,281 @@
+"""Reads a recipe's TOML and says everything that is wrong with it at once, by line and column.
+
+`tomllib` gives the values, tree-sitter the places (tomllib forgets them), pydantic the problems.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from bundler.errors import Problem, RecipeError
+from bundler.recipe import Recipe
+
+# A recipe is written by a person; this is a hundred times the longest of ours.
+MAX_RECIPE_BYTES = 1 << 20
+
+KeyPath = tuple[str | int, ...]
+Place = tuple[int, int]
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Return the recipe in the file at `path`.
+
+    Raises:
+        RecipeError: with every problem found, each with `file:line:column` and a suggestion.
+    """
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(MAX_RECIPE_BYTES + 1)
+    except OSError as error:
+        raise RecipeError(
+            f"cannot be read: {error.strerror}",
+            where=str(path),
+            hint="give the path of a recipe, or make one with `bundler init`",
+        ) from error
+    return parse_recipe(data, str(path))
+
+
+def parse_recipe(data: bytes, name: str = "recipe.toml") -> Recipe:
+    """Return the recipe in `data`; `name` stands for its file in problems. See `read_recipe`."""
+    if len(data) > MAX_RECIPE_BYTES:
+        raise RecipeError(f"is larger than {MAX_RECIPE_BYTES} bytes", where=name)
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise RecipeError("is not UTF-8 text", where=f"{name}:{line}") from error
+    try:
+        given = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(_syntax_problem(str(error), name, text)) from error
+    except RecursionError as error:
+        raise RecipeError("is nested too deeply", where=name) from error
+    try:
+        recipe = Recipe.model_validate(given)
+    except ValidationError as error:
+        places = find_places(data)
+        raise RecipeError(sorted_problems(error, given, places, name)) from error
+    problems = list(_path_problems(recipe, find_places(data), name))
+    if problems:
+        raise RecipeError(problems)
+    return recipe
+
+
+def _syntax_problem(message: str, name: str, text: str) -> Problem:
+    match = re.search(r" \(at line (\d+), column (\d+)\)$", message)
+    if match is None:
+        lines = text.count("\n") + 1
+        return Problem(message.removesuffix(" (at end of document)"), f"{name}:{lines}")
+    return Problem(
+        f"TOML syntax: {message[: match.start()]}",
+        f"{name}:{match[1]}:{match[2]}",
+        "strings need quotes, tables are written [name], and no key may stand twice",
+    )
+
+
+# -- where things stand -----------------------------------------------------------------------------
+
+
+def find_places(data: bytes) -> dict[KeyPath, Place]:
+    """Return line and column (from 1) of every key in a TOML document, by its path."""
+    import tree_sitter_toml
+    from tree_sitter import Language, Node, Parser
+
+    places: dict[KeyPath, Place] = {}
+    counts: dict[KeyPath, int] = {}
+
+    def place(node: Node) -> Place:
+        row, byte_column = node.start_point
+        start = node.start_byte - byte_column
+        return row + 1, len(data[start : node.start_byte].decode(errors="replace")) + 1
+
+    def parts(node: Node) -> list[str]:
+        if node.type == "dotted_key":
+            return [part for child in node.named_children for part in parts(child)]
+        text = (node.text or b"").decode(errors="replace")
+        if node.type == "quoted_key":
+            return [str(next(iter(tomllib.loads(f"{text} = 0"))))]
+        return [text]
+
+    def value(node: Node, path: KeyPath) -> None:
+        if node.type == "array":
+            items = [n for n in node.named_children if n.type != "comment"]
+            for index, item in enumerate(items):
+                places[(*path, index)] = place(item)
+                value(item, (*path, index))
+        elif node.type == "inline_table":
+            pairs(node, path)
+
+    def pairs(node: Node, path: KeyPath) -> None:
+        for child in node.named_children:
+            if child.type == "pair":
+                key = child.named_children[0]
+                full = path
+                for part in parts(key):
+                    full = (*full, part)
+                    places.setdefault(full, place(key))
+                value(child.named_children[-1], full)
+
+    for node in Parser(Language(tree_sitter_toml.language())).parse(data).root_node.named_children:
+        if node.type in ("table", "table_array_element"):
+            key = node.named_children[0]
+            path: KeyPath = ()
+            for part in parts(key):
+                path = (*path, part)
+                places.setdefault(path, place(key))
+            if node.type == "table_array_element":
+                index = counts[path] = counts.get(path, -1) + 1
+                path = (*path, index)
+                places[path] = place(key)
+            pairs(node, path)
+    for node in Parser(Language(tree_sitter_toml.language())).parse(data).root_node.named_children:
+        if node.type == "pair":
+            full: KeyPath = ()
+            for part in parts(node.named_children[0]):
+                full = (*full, part)
+                places.setdefault(full, place(node.named_children[0]))
+            value(node.named_children[-1], full)
+    return places
+
+
+def _nearest(path: KeyPath, places: Mapping[KeyPath, Place]) -> Place:
+    for length in range(len(path), 0, -1):
+        if path[:length] in places:
+            return places[path[:length]]
+    return (1, 1)
+
+
+# -- what is wrong -----------------------------------------------------------------------------------
+
+
+def sorted_problems(
+    error: ValidationError, given: Any, places: Mapping[KeyPath, Place], name: str
+) -> list[Problem]:
+    """Return pydantic's findings as problems in the order in which they stand in the file."""
+    found: dict[tuple[Place, str], Problem] = {}
+    for detail in error.errors(include_url=False):
+        path = tuple(part for part in detail["loc"] if part != "[key]")
+        line, column = _nearest(path, places)
+        dotted = ".".join(str(part) for part in path)
+        message, hint = _explain(detail, path)
+        text = f"{dotted}: {message}" if dotted else message
+        found[(line, column), text] = Problem(text, f"{name}:{line}:{column}", hint)
+    return [found[key] for key in sorted(found)]
+
+
+def _explain(detail: Any, path: KeyPath) -> tuple[str, str]:
+    """Return what is wrong and what to do, in words for the person who wrote the recipe."""
+    kind, context = detail["type"], detail.get("ctx", {})
+    if kind == "extra_forbidden":
+        keys = _known_keys(path[:-1])
+        return "unknown key", _did_you_mean(str(path[-1]), keys) or f"known here: {', '.join(keys)}"
+    if kind == "missing":
+        return "is missing", f"add it to [{'.'.join(map(str, path[:-1])) or 'the recipe'}]"
+    if kind == "literal_error":
+        allowed = re.findall(r"'([^']*)'", str(context.get("expected", "")))
+        wrong = str(detail["input"])
+        message = f"{wrong!r} is not one of them" if allowed else str(detail["msg"])
+        return message, _did_you_mean(wrong, allowed) or f"allowed: {', '.join(allowed)}"
+    if kind == "value_error":
+        return str(context.get("error", detail["msg"])), ""
+    message = str(detail["msg"])
+    return message[0].lower() + message[1:], f"it is {detail['input']!r:.60}"
+
+
+def _did_you_mean(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"did you mean `{close[0]}`?" if close else ""
+
+
+def _known_keys(path: KeyPath) -> list[str]:
+    """Return the keys that may stand in the table at `path`, found in the recipe's own types."""
+    kind: Any = Recipe
+    for part in path:
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            field = next((f for n, f in kind.model_fields.items() if part in (n, f.alias)), None)
+            kind = field.annotation if field is not None else None
+        else:
+            kind = get_args(kind)[-1] if get_args(kind) else None
+        options = [a for a in get_args(kind) if isinstance(a, type) and issubclass(a, BaseModel)]
+        if options and not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+            mapping = getattr(kind, "__origin__", None) is Mapping
+            kind = kind if mapping else options[0]
+    if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+        return []
+    return [field.alias or name for name, field in kind.model_fields.items()]
+
+
+def _path_problems(recipe: Recipe, places: Mapping[KeyPath, Place], name: str) -> Iterator[Problem]:
+    """Yield a problem for each `path:` that would mean another thing on another machine."""
+    references = [
+        *((("models", key, "source"), model.source) for key, model in recipe.models.items()),
+        *((("corpora", key, "source"), corpus.source) for key, corpus in recipe.corpora.items()),
+        (("verify", "heldout"), recipe.verify.heldout),
+        (("verify", "calibration"), recipe.verify.calibration),
+    ]
+    for path, reference in references:
+        if reference is None or reference.source != "path":
+            continue
+        text = reference.locator
+        absolute = text.startswith(("/", "~", "\\")) or re.match(r"[A-Za-z]:", text)
+        if absolute or any(ord(c) < 32 for c in text) or "\\" in text:
+            line, column = _nearest(path, places)
+            yield Problem(
+                f"{'.'.join(path)}: {text!r} is not a path relative to the recipe",
+                f"{name}:{line}:{column}",
+                "write it relative to the recipe's folder, with '/': 'path:../documents'",
+            )
+
+
+# -- for people who write one ------------------------------------------------------------------------
+
+
+def recipe_schema() -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) of recipes, as `bundler schema` prints it."""
+    schema = Recipe.model_json_schema(by_alias=True)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "bundler recipe",
+        **{key: value for key, value in schema.items() if key != "title"},
+    }
+
+
+def starter_recipe(name: str, target: str) -> str:
+    """Return the text of a small recipe that `bundler init` writes."""
+    safe = re.sub(r"[^a-z0-9-]+", "-", name.lower()).strip("-") or "bundle"
+    return _STARTER.format(name=safe, target=target)
+
+
+_STARTER = """\
+# A bundle is a directory that you put on a stick: it runs with no network and nothing installed.
+# What would be built, and whether it fits:   bundler plan {name}.toml
+# Build it:                                   bundler build {name}.toml
+schema = 1
+
+[bundle]
+name = "{name}"
+title = "My offline library"
+platforms = ["linux-x86_64"]
+
+[target]
+use = "{target}"                 # the machine it is for; see `bundler targets`
+
+[models.chat]
+role = "chat"
+source = "hf:Qwen/Qwen2.5-1.5B-Instruct"
+quant = "auto"                   # the best that fits
+context_tokens = 8192            # never cut in silence
+
+# Your own documents (Markdown, HTML, text, PDF), searchable and cited in answers:
+# [corpora.documents]
+# kind = "folder"
+# source = "path:documents"
+# title = "My documents"
+"""

@@ -1,0 +1,223 @@
+"""Turns the names in a recipe into a lock: revisions, sizes, digests, licences, model facts.
+
+Asks sources; reads headers by range, never whole weights; changes nothing but the store's small
+files (configurations, tokenizers).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from bundler.errors import BundlerError, LockError, Problem, SourceError
+from bundler.events import Note, StepFinished, StepStarted
+from bundler.lock import Lock, LockedFile, LockedModel, Resolution
+from bundler.plugins import Plugins
+from bundler.recipe import Recipe, SourceReference
+from bundler.value import digest, format_bytes, pretty_json
+from bundler.world import World
+
+# Two texts ship with bundler, for recipes that name none: their own licence note lies beside them.
+DEFAULT_TEXTS = ("calibration", "heldout")
+
+_T = TypeVar("_T")
+
+
+def lock_path(recipe_path: Path) -> Path:
+    """Return where a recipe's lock lies: `clinic.toml` → `clinic.lock`, beside it."""
+    return recipe_path.with_suffix(".lock")
+
+
+def request_digest(recipe: Recipe) -> str:
+    """Return the digest of all that a lock depends on: names of things, not how they are built."""
+    return digest(
+        {
+            "models": {
+                name: {"source": model.source.model_dump(), "engine": model.engine}
+                for name, model in recipe.models.items()
+            },
+            "corpora": {name: c.source.model_dump() for name, c in recipe.corpora.items()},
+            "texts": {
+                name: reference.model_dump() if reference else None
+                for name, reference in _texts(recipe).items()
+            },
+            "runtimes": list(recipe.runtime.use) if recipe.models else [],
+            "platforms": sorted(recipe.bundle.platforms),
+        }
+    )
+
+
+def _texts(recipe: Recipe) -> dict[str, SourceReference | None]:
+    if not recipe.models:
+        return {}
+    return {"calibration": recipe.verify.calibration, "heldout": recipe.verify.heldout}
+
+
+def resolve(recipe: Recipe, plugins: Plugins, world: World, *, created: int) -> Lock:
+    """Return the lock for a recipe. All problems of all sources are raised together.
+
+    Args:
+        recipe: what is wanted.
+        plugins: who knows how to ask.
+        world: network, store, environment.
+        created: seconds since 1970 to write into the lock.
+
+    Raises:
+        BundlerError: the kind of the first problem, with all problems in it.
+    """
+    problems: list[tuple[type[BundlerError], Problem]] = []
+
+    def attempt(what: str, ask: Callable[[], _T]) -> _T | None:
+        world.report(StepStarted(f"lock {what}"))
+        try:
+            found = ask()
+        except BundlerError as error:
+            problems.extend(
+                (type(error), Problem(p.message, p.where or what, p.hint)) for p in error.problems
+            )
+            return None
+        detail = found.resolution if isinstance(found, LockedModel) else found
+        size = format_bytes(detail.size_bytes) if isinstance(detail, Resolution) else ""
+        world.report(StepFinished(f"lock {what}", "done", size))
+        return found
+
+    models = {
+        name: attempt(
+            f"models.{name}", partial(lock_model, model.source, model.engine, plugins, world)
+        )
+        for name, model in recipe.models.items()
+    }
+    corpora = {
+        name: attempt(f"corpora.{name}", partial(ask_source, corpus.source, plugins, world))
+        for name, corpus in recipe.corpora.items()
+    }
+    texts = {
+        name: attempt(f"verify.{name}", partial(ask_source, reference, plugins, world))
+        for name, reference in _texts(recipe).items()
+        if reference is not None
+    }
+    runtimes = {
+        f"{name}/{platform}": attempt(
+            f"runtime {name} for {platform}",
+            partial(plugins.named(plugins.runtimes, name, "runtime").needs, platform, world),
+        )
+        for name in recipe.runtime.use
+        for platform in recipe.bundle.platforms
+    }
+    if problems:
+        raise problems[0][0]([problem for _, problem in problems])
+    return Lock(
+        request_digest=request_digest(recipe),
+        created=created,
+        models={name: found for name, found in models.items() if found},
+        corpora={name: found for name, found in corpora.items() if found},
+        texts={name: found for name, found in texts.items() if found},
+        runtimes={name: found for name, found in runtimes.items() if found},
+    )
+
+
+def ask_source(reference: SourceReference, plugins: Plugins, world: World) -> Resolution:
+    """Return what a reference means today."""
+    source = plugins.named(plugins.sources, reference.source, "source")
+    resolution = source.resolve(reference, world)
+    if not resolution.files:
+        raise SourceError(f"{reference} holds no files", hint="look at its `include` patterns")
+    return resolution
+
+
+def lock_model(
+    reference: SourceReference, engine_name: str, plugins: Plugins, world: World
+) -> LockedModel:
+    """Return a model's files and the facts its headers tell."""
+    engine = plugins.named(plugins.engines, engine_name, "engine")
+    resolution = ask_source(reference, plugins, world)
+    source = plugins.sources[reference.source]
+
+    def read(file: LockedFile, start: int, length: int) -> bytes:
+        if world.store.has(file.sha256, file.size_bytes):
+            with world.store.object_path(file.sha256).open("rb") as stream:
+                stream.seek(start)
+                return stream.read(length)
+        if world.offline:
+            raise SourceError(f"{file.path} is needed for its header", hint="leave out --offline")
+        end = min(start + length, file.size_bytes)
+        with source.open(
+            file.addresses[0], start=start, end=end, validator=None, world=world
+        ) as stream:
+            return _exactly(stream.chunks, start - stream.start, end - start)
+
+    return LockedModel(resolution=resolution, facts=engine.facts(resolution, read))
+
+
+def _exactly(chunks: Any, skip: int, length: int) -> bytes:
+    """Return `length` bytes after `skip` from a stream that may go on for ever."""
+    taken = bytearray()
+    for chunk in chunks:
+        part = chunk[skip:] if skip < len(chunk) else b""
+        skip = max(0, skip - len(chunk))
+        taken += part[: length - len(taken)]
+        if len(taken) >= length:
+            break
+    return bytes(taken)
+
+
+# -- the lock as a file ------------------------------------------------------------------------------
+
+
+def read_lock(path: Path) -> Lock | None:
+    """Return the lock in a file, None when there is no file.
+
+    Raises:
+        LockError: the file is not a lock.
+    """
+    try:
+        return Lock.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise LockError(
+            "is not a lock of this version of bundler",
+            where=str(path),
+            hint="restore it from version control, or make it anew with `bundler lock`",
+        ) from error
+
+
+def lock_text(lock: Lock) -> str:
+    """Return a lock as it is written: JSON with sorted keys, so that a diff shows what changed."""
+    return pretty_json(lock)
+
+
+def is_stale(lock: Lock, recipe: Recipe) -> bool:
+    """Tell whether a lock was made for other names than the recipe's."""
+    return lock.request_digest != request_digest(recipe)
+
+
+def changed_local_files(
+    lock: Lock, recipe: Recipe, plugins: Plugins, world: World
+) -> list[Problem]:
+    """Return a problem for each local file that is no longer what the lock says."""
+    problems = []
+    asked: Mapping[str, tuple[SourceReference, Resolution]] = {
+        **{f"models.{n}": (m.source, lock.models[n].resolution) for n, m in recipe.models.items()},
+        **{f"corpora.{n}": (c.source, lock.corpora[n]) for n, c in recipe.corpora.items()},
+        **{f"verify.{n}": (r, lock.texts[n]) for n, r in _texts(recipe).items() if r},
+    }
+    for what, (reference, locked) in asked.items():
+        if reference.source != "path":
+            continue
+        now = {file.path: file.sha256 for file in ask_source(reference, plugins, world).files}
+        then = {file.path: file.sha256 for file in locked.files}
+        for path in sorted(now.keys() | then.keys()):
+            if now.get(path) != then.get(path):
+                word = "is new" if path not in then else "is gone" if path not in now else "changed"
+                problems.append(Problem(f"{path} {word} since the lock was made", what))
+    return problems
+
+
+def report_lock_made(path: Path, lock: Lock, world: World) -> None:
+    """Say that a lock was written."""
+    items = [m.resolution for m in lock.models.values()] + list(lock.corpora.values())
+    total = sum(item.size_bytes for item in items)
+    world.report(Note(f"locked {len(items)} items, {format_bytes(total)}: {path.name}"))
