@@ -19,6 +19,8 @@ class Memory(Value):
     compute_bytes: int
     overhead_bytes: int = 0
     """What the backend takes for itself (CUDA context, libraries)."""
+    host_bytes: int = 0
+    """What stays in main memory although the model is on an accelerator; not in the total."""
 
     @property
     def total_bytes(self) -> int:

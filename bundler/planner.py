@@ -142,7 +142,7 @@ class _Load:
     def plus(self, request: ModelRequest, offer: Offer, limits: Limits) -> _Load:
         need = offer.memory.total_bytes
         on_gpu = limits.vram_bytes is not None and offer.gpu_layers != 0
-        vram, ram = (need, 0) if on_gpu else (0, need)
+        vram, ram = (need, offer.memory.host_bytes) if on_gpu else (0, need)
         resident = request.residency == "resident"
         return _Load(
             self.vram + (vram if resident else 0),

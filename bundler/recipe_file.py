@@ -181,12 +181,29 @@ def _explain(detail: Any, path: KeyPath) -> tuple[str, str]:
     if kind == "literal_error":
         allowed = re.findall(r"'([^']*)'", str(context.get("expected", "")))
         wrong = str(detail["input"])
-        message = f"{wrong!r} is not one of them" if allowed else str(detail["msg"])
-        return message, _did_you_mean(wrong, allowed) or f"allowed: {', '.join(allowed)}"
+        if not allowed:
+            return f"{wrong} is not known here", f"write {context.get('expected')}"
+        near = _did_you_mean(wrong, allowed)
+        return f"{wrong!r} is not one of them", near or f"allowed: {', '.join(allowed)}"
     if kind == "value_error":
         return str(context.get("error", detail["msg"])), ""
+    for part, words in _PLAIN_WORDS.items():
+        if part in kind:
+            return words, f"it is {detail['input']!r:.60}"
     message = str(detail["msg"])
     return message[0].lower() + message[1:], f"it is {detail['input']!r:.60}"
+
+
+# pydantic's own words are for programmers; its error types: docs, "Validation Errors".
+_PLAIN_WORDS = {
+    "int_": "should be a whole number",
+    "float_": "should be a number",
+    "bool_": "should be true or false",
+    "string_type": "should be a string in quotes",
+    "tuple_type": "should be a list in brackets",
+    "mapping_type": "should be a table",
+    "model_type": "should be a string or a table",
+}
 
 
 def _did_you_mean(word: str, known: list[str]) -> str:

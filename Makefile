@@ -1,0 +1,29 @@
+# The two commands of the README are `make demo` and `make test`; each sets up what it needs.
+PYTHON ?= python3
+BUNDLER = .venv/bin/bundler
+PYTEST = .venv/bin/python -m pytest
+
+.PHONY: demo test check setup setup-test lint types requirements clean
+
+demo: setup
+	@$(BUNDLER) build recipes/quickstart.toml
+
+test: setup-test check
+	@$(PYTEST) -n 2
+
+check: setup-test
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/mypy
+
+setup:
+	@$(PYTHON) tools/setup.py
+
+setup-test:
+	@$(PYTHON) tools/setup.py --test
+
+requirements:
+	@tools/lock_requirements.sh
+
+clean:
+	rm -rf .venv .cache dist build
