@@ -18,7 +18,7 @@ from bundler.hookspecs import Maker, Source, Task
 from bundler.lock import Lock, LockedFile, Resolution
 from bundler.plan import FileInput, Plan, Step, step_keys
 from bundler.plugins import Plugins
-from bundler.store import StoredResult
+from bundler.store import StoredResult, full_disk_is_an_error
 from bundler.transfer import fetch
 from bundler.value import canonical_json, check_relative_path
 from bundler.world import World
@@ -113,8 +113,9 @@ def _do(
                 progress=_progress(step.name, world),
                 world=world,
             )
-            facts = _run(plugins.maker(step.plugin), step, task)
-            result = StoredResult(_taken(step, output, world), facts)
+            with full_disk_is_an_error(world.store.root, step.name):
+                facts = _run(plugins.maker(step.plugin), step, task)
+                result = StoredResult(_taken(step, output, world), facts)
         world.store.keep_result(key, result)
         world.report(StepFinished(step.name, "done", f"{time.monotonic() - started:.1f} s"))
         return result

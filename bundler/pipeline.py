@@ -199,7 +199,7 @@ def read_proofs(recipe: Recipe, plan: Plan, results: Results) -> dict[str, Proof
         result = results.by_step.get(f"models/{choice.model}/prove")
         if result is not None:
             proof = Proof.model_validate(result.facts)
-            gates = check_gates(proof, recipe.models[choice.model].gates)
+            gates = check_gates(proof, recipe.models[choice.model].gates, choice.model)
             proofs[choice.model] = proof.model_copy(update={"gates": gates})
     return proofs
 

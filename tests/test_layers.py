@@ -96,9 +96,10 @@ def test_imports_point_down(path):
         if not name.startswith("bundler.") or module == "__init__":
             continue
         other = name.removeprefix("bundler.")
-        if not (PACKAGE / other.split(".")[0]).exists() and not (
-            PACKAGE / f"{other.split('.')[0]}.py"
-        ).exists():
+        if (
+            not (PACKAGE / other.split(".")[0]).exists()
+            and not (PACKAGE / f"{other.split('.')[0]}.py").exists()
+        ):
             continue  # a name of the package itself, as `bundler.__version__`
         if module.startswith("station"):
             assert other.startswith("station"), f"the station imports {name} of the build side"
