@@ -93,10 +93,13 @@ class TargetRequest(Value):
     usable_vram: Bytes | None = None
     """What a model may really use on the accelerator."""
     ram: Bytes | None = None
+    """What programs may use of its main memory."""
     accelerator: Accelerator | None = None
+    """What llama.cpp would run on there; `none` for the CPU."""
     memory_bandwidth: Bytes | None = None
     """Bytes per second of the memory the weights lie in."""
     unified_memory: bool | None = None
+    """Whether accelerator and CPU share one memory."""
 
     @model_validator(mode="after")
     def _named_or_spelled_out(self) -> TargetRequest:
@@ -126,8 +129,11 @@ class ModelRequest(Value):
     """`[models.<name>]`: a model and what it is for."""
 
     role: Role = "chat"
+    """What it is for: `chat` and `code` answer people, `embed` and `rerank` serve search."""
     source: SourceReference
+    """Where its weights come from: safetensors or GGUF, nothing else."""
     engine: str = "llama.cpp"
+    """Who turns its weights into something that runs: see `bundler plugins`."""
     quant: Annotated[
         tuple[str, ...],
         WithJsonSchema(
@@ -140,6 +146,7 @@ class ModelRequest(Value):
     parallel: int = Field(default=1, ge=1, le=256)
     """Users served at once, each with the full context."""
     kv_cache: KvCacheType = "auto"
+    """Type of the KV cache; `auto` takes `f16` where it fits and `q8_0` where that helps."""
     residency: Literal["resident", "on-demand"] = "resident"
     """`resident`: in memory together with the other resident ones; `on-demand`: takes turns."""
     optional: bool = False
@@ -149,6 +156,7 @@ class ModelRequest(Value):
     allow_fallback: bool = False
     """Accept types that llama.cpp puts in for rows the asked type cannot hold; always recorded."""
     gates: Gates = Gates()
+    """Limits its proof must pass."""
     licence: str = ""
     """SPDX identifier, when the source does not state one."""
 
@@ -173,12 +181,15 @@ class CorpusRequest(Value):
     kind: str = "zim"
     """`zim` for a ready file, `folder` for documents, or what a plugin adds."""
     source: SourceReference
+    """Where it comes from: a ZIM file, or a folder of documents."""
     title: str = Field(default="", max_length=200)
+    """What people see; the name when absent."""
     language: str = Field(default="eng", pattern=r"^[a-z]{3}$")
     """ISO 639-3 code; decides how words are stemmed in the index."""
     licence: str = ""
     """SPDX identifier, when the source does not state one."""
     creator: str = ""
+    """Who wrote it, for the ZIM metadata."""
     description: str = Field(default="", max_length=80)
     """At most 80 characters, as the ZIM metadata demands."""
 
@@ -209,12 +220,19 @@ class Recipe(Value):
     """What a person wants, whole."""
 
     schema_version: Annotated[Literal[1], Field(alias="schema")] = 1
+    """Version of the recipe's language."""
     bundle: BundleOptions
+    """The name and shape of what is handed over."""
     target: TargetRequest
+    """The machine it is for."""
     models: Mapping[Name, ModelRequest] = Field(default_factory=dict)
+    """Models by a name of your choice; it becomes the model's name in the OpenAI-compatible API."""
     corpora: Mapping[Name, CorpusRequest] = Field(default_factory=dict)
+    """Bodies of knowledge by a name of your choice."""
     runtime: RuntimeOptions = RuntimeOptions()
+    """What serves the models at the far end."""
     verify: VerifyOptions = VerifyOptions()
+    """How models are proved."""
 
     @model_validator(mode="after")
     def _has_something(self) -> Recipe:

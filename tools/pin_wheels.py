@@ -43,7 +43,8 @@ def main() -> None:
     text = json.dumps({"schema_version": 1, "platforms": platforms}, indent=1, sort_keys=True)
     TABLE.write_text(text + "\n")
     for platform, wheels in platforms.items():
-        print(f"{platform}: {len(wheels)} wheels, {sum(w['size_bytes'] for w in wheels):,} bytes")
+        total = sum(wheel["size_bytes"] for wheel in wheels)
+        sys.stdout.write(f"{platform}: {len(wheels)} wheels, {total:,} bytes\n")
 
 
 def pin(platform: str, folder: Path) -> list[dict[str, Any]]:
