@@ -22,7 +22,7 @@ from rich.text import Text
 
 from bundler.errors import BundlerError
 from bundler.events import Event, Note, Progress, StepFinished, StepStarted
-from bundler.plan import Memory, Plan
+from bundler.plan import Choice, Memory, Plan
 from bundler.value import canonical_json, format_bytes
 
 Mode = Literal["auto", "tty", "plain", "quiet", "json"]
@@ -202,10 +202,8 @@ def show_plan(screen: Screen, plan: Plan, cached_bytes: int, download_bytes: int
     screen.say(f"[bold]{escape(plan.bundle)}[/] for {escape(target.title or target.name)}")
     screen.say()
     limit = target.usable_vram_bytes if target.accelerator != "none" else target.ram_bytes
-    if plan.choices:
-        screen.table(_model_table(plan))
-        screen.say()
-        _memory_picture(screen, plan, limit)
+    for choice in plan.choices:
+        _show_choice(screen, choice, limit, "VRAM" if target.accelerator != "none" else "RAM")
     budgets = Table(box=None, pad_edge=False, header_style="dim")
     budgets.add_column("limit")
     budgets.add_column("needed", justify="right")
@@ -217,47 +215,32 @@ def show_plan(screen: Screen, plan: Plan, cached_bytes: int, download_bytes: int
     screen.table(budgets)
     if cached_bytes:
         screen.say(f"[dim]{format_bytes(cached_bytes)} of the inputs are in the store already[/]")
-    for choice in plan.choices:
-        screen.say()
-        screen.say(f"[bold]{escape(choice.model)}[/]: {escape(choice.reason)}")
-        if choice.runner_up is not None:
-            other = choice.runner_up
-            screen.say(
-                f"  [dim]runner-up: {escape(other.quant)}, {escape(other.kv_cache)} KV cache, "
-                f"{format_bytes(other.memory.total_bytes)} of memory, "
-                f"{format_bytes(other.disk_bytes)} on disk[/]"
-            )
     for note in plan.notes:
         screen.say(f"[dim]note:[/] {escape(note)}")
 
 
-def _model_table(plan: Plan) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("model", "quant"):
-        table.add_column(name)
-    for name in ("bits/weight", "context", "users"):
-        table.add_column(name, justify="right")
-    table.add_column("KV")
-    for name in ("weights", "KV cache", "compute", "backend", "total", "on disk"):
-        table.add_column(name, justify="right")
-    for choice in plan.choices:
-        offer, memory = choice.offer, choice.offer.memory
-        table.add_row(
-            choice.model, offer.quant, f"{offer.bits_per_weight:.2f}",
-            f"{offer.context_tokens:,}", str(offer.parallel), offer.kv_cache,
-            *(format_bytes(getattr(memory, field)) for _, field, _ in _PARTS),
-            format_bytes(memory.total_bytes), format_bytes(offer.disk_bytes),
-        )  # fmt: skip
-    return table
-
-
-def _memory_picture(screen: Screen, plan: Plan, limit: int) -> None:
-    word = "usable VRAM" if plan.target.accelerator != "none" else "RAM"
-    table = Table(box=None, pad_edge=False, show_header=False)
-    for choice in plan.choices:
-        share = 100 * choice.offer.memory.total_bytes / max(limit, 1)
-        table.add_row(choice.model, _bar(choice.offer.memory, limit), f"{share:.0f} %")
-    screen.table(table)
-    key = "  ".join(f"[{colour}]█[/] {name}" for name, _, colour in _PARTS)
-    screen.say(f"[dim]{key}  of {format_bytes(limit)} {word}[/]")
+def _show_choice(screen: Screen, choice: Choice, limit: int, word: str) -> None:
+    """Show one model: what it is, a picture of its memory, why it was taken."""
+    offer, memory = choice.offer, choice.offer.memory
+    users = f"{offer.parallel} user" + ("" if offer.parallel == 1 else "s")
+    screen.say(
+        f"[bold]{escape(choice.model)}[/]  [bold cyan]{escape(offer.quant)}[/]  "
+        f"{offer.bits_per_weight:.2f} bits/weight, {offer.context_tokens:,} tokens for {users}, "
+        f"{escape(offer.kv_cache)} KV cache, {format_bytes(offer.disk_bytes)} on disk"
+    )
+    share = 100 * memory.total_bytes / max(limit, 1)
+    screen.out.print(Text("  ") + _bar(memory, limit) + Text(f" {share:.0f} % of {word}"))
+    parts = "  ".join(
+        f"[{colour}]█[/] {name} {format_bytes(getattr(memory, field))}"
+        for name, field, colour in _PARTS
+    )
+    screen.say(f"  {parts}  = {format_bytes(memory.total_bytes)}")
+    screen.say(f"  {escape(choice.reason)}")
+    if choice.runner_up is not None:
+        other = choice.runner_up
+        screen.say(
+            f"  [dim]runner-up: {escape(other.quant)}, {escape(other.kv_cache)} KV cache: "
+            f"{format_bytes(other.memory.total_bytes)} of memory, "
+            f"{format_bytes(other.disk_bytes)} on disk[/]"
+        )
     screen.say()

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from bundler.errors import DoesNotFit, Problem, RecipeError
 from bundler.hardware import Target
 from bundler.lock import Lock, LockedFile, Resolution
 from bundler.plan import Budget, Choice, FileInput, Offer, Plan, Step, StepInput
-from bundler.recipe import ModelRequest, Recipe, TargetRequest
+from bundler.recipe import ModelRequest, Recipe, TargetRequest, VerifyOptions
 from bundler.value import format_bytes
 
 # What quality is worth by role: a chat model's damage weighs more than an embedder's.
@@ -81,7 +82,11 @@ def make_plan(
     )
     chosen, notes = _choose_or_explain(wanted, limits, target)
     choices = tuple(_explain(want, chosen, limits) for want in wanted if want.name in chosen)
-    steps = (*_model_steps(choices), *_corpus_steps(recipe, lock), *_runtime_steps(recipe, lock))
+    steps = (
+        *_model_steps(choices, recipe.verify),
+        *_corpus_steps(recipe, lock),
+        *_runtime_steps(recipe, lock),
+    )
     plan = Plan(
         bundle=recipe.bundle.name,
         target=target,
@@ -316,8 +321,9 @@ def offer_shortage(want: Wanted, offer: Offer, others: Mapping[str, Offer], limi
 # -- ordering ----------------------------------------------------------------------------------------
 
 
-def _model_steps(choices: Iterable[Choice]) -> list[Step]:
-    """Return the steps of all models with full names; work that is equal stands once."""
+def _model_steps(choices: Iterable[Choice], verify: VerifyOptions) -> list[Step]:
+    """Return the steps of all models with full names; proofs get what `[verify]` says of them."""
+    asked = {"require": verify.require, "tokens": verify.tokens}
     steps: list[Step] = []
     for choice in choices:
         prefix = f"models/{choice.model}/"
@@ -328,7 +334,9 @@ def _model_steps(choices: Iterable[Choice]) -> list[Step]:
                 else given
                 for name, given in step.inputs.items()
             }
-            steps.append(step.model_copy(update={"name": prefix + step.name, "inputs": inputs}))
+            parameters = {**step.parameters, **(asked if step.action == "prove" else {})}
+            update = {"name": prefix + step.name, "inputs": inputs, "parameters": parameters}
+            steps.append(step.model_copy(update=update))
     return steps
 
 
@@ -351,7 +359,7 @@ def _corpus_steps(recipe: Recipe, lock: Lock) -> list[Step]:
                 "creator": corpus.creator,
                 "description": corpus.description,
                 "licence": corpus.licence or lock.corpora[name].licence,
-                "created": lock.created,
+                "date": datetime.fromtimestamp(lock.created, UTC).date().isoformat(),
             },
         )
         for name, corpus in sorted(recipe.corpora.items())
