@@ -13,6 +13,7 @@ that is bounded:
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -35,6 +36,12 @@ from bundler.world import World
 PROGRESS_BYTES = 64 << 10
 """A part must have grown by this much before earlier failures are forgiven: a server that gives
 a byte per connection would otherwise be asked for ever."""
+
+
+SLOW_SECONDS = 60.0
+SLOW_BYTES = 16 << 10
+"""Less than SLOW_BYTES in SLOW_SECONDS counts as a stall: a server could otherwise hold us for ever
+with a byte now and then. It is far below any line over which models are fetched."""
 
 
 class WrongContent(Exception):
@@ -150,6 +157,7 @@ class Download:
 
     def _take(self, part: Part, way: Way, stream: ByteStream) -> None:
         transfer = self._transfer
+        since, length = time.monotonic(), part.length
         for chunk in _received(way, stream):
             data = memoryview(chunk)[: part.missing_bytes]
             transfer.bandwidth.take(len(data), transfer.wait)
@@ -158,6 +166,10 @@ class Download:
             transfer.wait(0)
             if part.missing_bytes == 0:
                 return
+            if time.monotonic() - since > SLOW_SECONDS:
+                if part.length - length < SLOW_BYTES and not transfer.bandwidth.capped:
+                    raise PassingFault("hardly sends anything", where=way.address)
+                since, length = time.monotonic(), part.length
         if stream.total_bytes is None:
             part.restart()
             raise WrongContent("it ended too early")

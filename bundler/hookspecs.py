@@ -46,7 +46,11 @@ class ByteStream:
 
 
 class Source(Protocol):
-    """Where bytes come from. Named in a recipe as `name:locator`."""
+    """Where bytes come from. Named in a recipe as `name:locator`.
+
+    A source may also have `local_copy(file: LockedFile, world: World) -> Path | None`: a file of
+    this machine which may be that file. The core hashes it and takes it instead of a download.
+    """
 
     name: str
 
@@ -68,7 +72,8 @@ class Source(Protocol):
 
         `validator` is what an earlier part came with: bytes of another version must not follow
         it, so a source then answers from 0. Nothing is retried and nothing is checked here;
-        the core does both. Raises SourceError (or OSError for a passing fault).
+        the core does both. Raises SourceError; PassingFault (or OSError) when trying again
+        may help.
         """
         ...
 

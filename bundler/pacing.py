@@ -66,6 +66,11 @@ class Bandwidth:
         self._lock = threading.Lock()
         self._booked_until = 0.0
 
+    @property
+    def capped(self) -> bool:
+        """Whether there is a cap at all."""
+        return self._rate is not None
+
     def take(self, count: int, wait: Callable[[float], object]) -> None:
         """Return when `count` more bytes may have passed; `wait(seconds)` does the waiting."""
         if self._rate is None:

@@ -70,6 +70,8 @@ class Part:
         if (address, validator) == (self.address, self.validator):
             return
         self.address, self.validator = address, validator
+        if self._file.size_bytes <= SYNC_BYTES:
+            return  # Of so little nothing is taken up again, see `recall`.
         write_durably(
             _sidecar(self._store, self._file),
             canonical_json({"address": address, "validator": validator}),
@@ -171,6 +173,10 @@ def open_part(store: Store, file: LockedFile, check: Callable[[], None]) -> Iter
             raise UnsafeInput("only a regular file can be a part", where=str(path))
         part = Part(store, file, descriptor)
         part.recall(check)
-        yield part
+        try:
+            yield part
+        finally:
+            if part.length == 0:
+                forget_part(store, file)  # Nothing is lost, and nobody may ever come back for it.
     finally:
         os.close(descriptor)

@@ -78,9 +78,10 @@ def build(
     plan, results, proofs = prove_or_replan(recipe, lock, plugins, world)
     fetch_licences(lock, plan, plugins, world)
     composition = compose(recipe, lock, plan, results, proofs, world)
-    digest = seal(composition.layout, composition.manifest, output, world)
-    prove_bundle(output, world)
-    return Built(output, digest, plan, proofs)
+    sealed = seal(composition.layout, composition.manifest, output, world)
+    if sealed.written:
+        prove_bundle(output, world)
+    return Built(output, sealed.manifest_sha256, plan, proofs)
 
 
 # -- lock --------------------------------------------------------------------------------------------

@@ -81,7 +81,8 @@ def make_plan(
         disk_bytes=_left(recipe.bundle.max_size, corpora_bytes + fixed_bytes),
     )
     chosen, notes = _choose_or_explain(wanted, limits, target)
-    choices = tuple(_explain(want, chosen, limits) for want in wanted if want.name in chosen)
+    taken = [want for want in wanted if want.name in chosen]
+    choices = tuple(_explain(want, taken, chosen, limits) for want in taken)
     steps = (
         *_model_steps(choices, recipe.verify),
         *_corpus_steps(recipe, lock),
@@ -162,6 +163,14 @@ class _Load:
             (limits.vram_bytes is None or self.vram + self.vram_turn <= limits.vram_bytes)
             and self.ram + self.ram_turn <= limits.ram_bytes
             and (limits.disk_bytes is None or self.disk <= limits.disk_bytes)
+        )
+
+    def against(self, limits: Limits) -> tuple[tuple[str, int, int | None], ...]:
+        """Return what is limited with what is needed of it and what there is."""
+        return (
+            ("VRAM", self.vram + self.vram_turn, limits.vram_bytes),
+            ("RAM", self.ram + self.ram_turn, limits.ram_bytes),
+            ("disk", self.disk, limits.disk_bytes),
         )
 
 
@@ -249,11 +258,7 @@ def _shortfall(wanted: Sequence[Wanted], limits: Limits, target: Target) -> list
         f"for {o.context_tokens * o.parallel} tokens)"
         for name, o in smallest.items()
     )
-    for word, need, have in (
-        ("VRAM", load.vram + load.vram_turn, limits.vram_bytes),
-        ("RAM", load.ram + load.ram_turn, limits.ram_bytes),
-        ("disk", load.disk, limits.disk_bytes),
-    ):
+    for word, need, have in load.against(limits):
         if have is not None and need > have:
             problems.append(
                 Problem(
@@ -288,15 +293,16 @@ def _suggestion(
     return "; or ".join(ideas)
 
 
-def _explain(want: Wanted, chosen: Mapping[str, Offer], limits: Limits) -> Choice:
+def _explain(
+    want: Wanted, wanted: Sequence[Wanted], chosen: Mapping[str, Offer], limits: Limits
+) -> Choice:
     """Return the choice for one model with its runner-up and the reason."""
     offer = chosen[want.name]
-    others = {name: o for name, o in chosen.items() if name != want.name}
     better = [o for o in sorted(want.offers, key=_rank) if o.quality < offer.quality]
     worse = [o for o in sorted(want.offers, key=_rank) if _rank(o) > _rank(offer)]
     runner_up = better[-1] if better else worse[0] if worse else None
     if better:
-        short = offer_shortage(want, better[-1], others, limits)
+        short = offer_shortage(wanted, {**chosen, want.name: better[-1]}, limits)
         reason = f"the best that fits; {better[-1].quant} with {better[-1].kv_cache} KV {short}"
     else:
         reason = "the best that is offered" if runner_up else "the only one that is offered"
@@ -305,16 +311,14 @@ def _explain(want: Wanted, chosen: Mapping[str, Offer], limits: Limits) -> Choic
     )
 
 
-def offer_shortage(want: Wanted, offer: Offer, others: Mapping[str, Offer], limits: Limits) -> str:
-    """Say why an offer was not taken beside the others."""
-    need = offer.memory.total_bytes + sum(o.memory.total_bytes for o in others.values())
-    have = limits.vram_bytes if limits.vram_bytes is not None else limits.ram_bytes
-    if need > have:
-        return f"would need {format_bytes(need - have)} more memory"
-    if limits.disk_bytes is not None:
-        disk = offer.disk_bytes + sum(o.disk_bytes for o in others.values())
-        if disk > limits.disk_bytes:
-            return f"would need {format_bytes(disk - limits.disk_bytes)} more on the stick"
+def offer_shortage(wanted: Sequence[Wanted], chosen: Mapping[str, Offer], limits: Limits) -> str:
+    """Say why a combination was not taken: which limit it breaks, and by how much."""
+    load = _Load()
+    for want in wanted:
+        load = load.plus(want.request, chosen[want.name], limits)
+    for word, need, have in load.against(limits):
+        if have is not None and need > have:
+            return f"would need {format_bytes(need - have)} more {word}"
     return "costs another model more than it gains"
 
 

@@ -78,8 +78,17 @@ def _file(path: str, size_bytes: int, sha256: str, executable: bool) -> BundleFi
     return BundleFile(path=path, size_bytes=size_bytes, sha256=sha256, executable=executable)
 
 
-def seal(layout: Layout, manifest: Manifest, output: Path, world: World) -> str:
-    """Write the bundle at `output` and return the SHA-256 of its manifest.
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """A bundle that is there."""
+
+    manifest_sha256: str
+    written: bool
+    """False when the very same bundle was there already and every byte of it was read and right."""
+
+
+def seal(layout: Layout, manifest: Manifest, output: Path, world: World) -> Sealed:
+    """Write the bundle at `output`, unless it is there already, byte for byte.
 
     Raises:
         DoesNotFit: the disk is too small.
@@ -90,8 +99,8 @@ def seal(layout: Layout, manifest: Manifest, output: Path, world: World) -> str:
     data = pretty_json(manifest).encode()
     digest = sha256_of(data).hexdigest()
     if _is_there_and_right(output, data):
-        world.report(StepFinished("seal", "cached", f"{output} is up to date"))
-        return digest
+        world.report(StepFinished("seal", "cached", f"{output}: every byte is as it should be"))
+        return Sealed(digest, written=False)
     _refuse_to_replace(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     _check_room(layout, output, world)
@@ -108,7 +117,7 @@ def seal(layout: Layout, manifest: Manifest, output: Path, world: World) -> str:
         shutil.rmtree(beside, ignore_errors=True)
         raise
     world.report(StepFinished("seal", "done", str(output)))
-    return digest
+    return Sealed(digest, written=True)
 
 
 def _is_there_and_right(output: Path, manifest_data: bytes) -> bool:

@@ -39,5 +39,5 @@ def start_files(platforms: Iterable[str], name: str, title: str) -> dict[str, by
         path: templates.get_template(template).render(values).replace("\n", ending).encode()
         for path, (template, ending) in _SCRIPTS.items()
     }
-    files["app/main.py"] = (_TEMPLATES / "main.py").read_bytes()
+    files["app/main.py"] = (_TEMPLATES / "main.py.j2").read_bytes()
     return files

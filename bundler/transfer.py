@@ -16,9 +16,8 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from bundler.download import Download, GivenUp, Transfer, Way, translated
+from bundler.download import Download, Transfer, Way, translated
 from bundler.errors import (
-    BundlerError,
     BusyError,
     DamagedError,
     DoesNotFit,
@@ -26,24 +25,17 @@ from bundler.errors import (
     PassingFault,
     Problem,
     SourceError,
-    StepFailed,
-    UnsafeInput,
 )  # fmt: skip
 from bundler.events import Note, Progress, Report
 from bundler.hookspecs import Source
 from bundler.lock import LockedFile
 from bundler.pacing import DEFAULT_PATIENCE, Bandwidth, Patience, patiently
+from bundler.parallel import Stopped, in_parallel, raise_together
 from bundler.part import forget_part, part_length
 from bundler.value import format_bytes
 from bundler.world import World
 
 _REPORT_SECONDS = 0.1
-_STOP_SECONDS = 1.0
-_LISTED = 20
-
-
-class _Stopped(Exception):
-    """The whole fetch is being stopped."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +166,7 @@ def _without_stored(wanted: list[_Wanted], world: World, stop: threading.Event) 
             whole.add(item.file.sha256)
 
     here = [w for w in wanted if world.store.has(w.file.sha256, w.file.size_bytes)]
-    _raise_together(_in_parallel(check, here, world.parallel_transfers, stop))
+    raise_together(in_parallel(check, here, _name, world.parallel_transfers, stop))
     return [w for w in wanted if w.file.sha256 not in whole]
 
 
@@ -200,7 +192,7 @@ def _without_local(wanted: list[_Wanted], world: World, stop: threading.Event) -
         if _adopt_local(item, world):
             adopted.add(item.file.sha256)
 
-    _raise_together(_in_parallel(take, wanted, world.parallel_transfers, stop))
+    raise_together(in_parallel(take, wanted, _name, world.parallel_transfers, stop))
     return [w for w in wanted if w.file.sha256 not in adopted]
 
 
@@ -218,6 +210,10 @@ def _adopt_local(item: _Wanted, world: World) -> bool:
             forget_part(world.store, item.file)
             return True
     return False
+
+
+def _name(item: _Wanted) -> str:
+    return item.file.path
 
 
 def _total(items: Iterable[_Wanted]) -> int:
@@ -272,7 +268,7 @@ def _download_all(
 ) -> None:
     def wait(seconds: float) -> None:
         if stop.wait(seconds) if seconds > 0 else stop.is_set():
-            raise _Stopped
+            raise Stopped
 
     meter = _Meter(world.report, step, _total(missing))
     transfer = Transfer(
@@ -288,7 +284,7 @@ def _download_all(
             meter.reached(item.file, item.file.size_bytes)
 
     largest_first = sorted(missing, key=lambda item: (-item.file.size_bytes, item.file.sha256))
-    _raise_together(_in_parallel(get, largest_first, world.parallel_transfers, stop))
+    raise_together(in_parallel(get, largest_first, _name, world.parallel_transfers, stop))
 
 
 class _Turn:
@@ -315,78 +311,3 @@ class _Turn:
 
     def __exit__(self, *exception: object) -> None:
         self._held.__exit__(None, None, None)
-
-
-def _in_parallel(
-    action: Callable[[_Wanted], None], items: Sequence[_Wanted], threads: int, stop: threading.Event
-) -> list[BundlerError]:
-    """Do `action` for all items and return what went wrong, in the order of the items.
-
-    A full disk or a host that cannot be reached keeps further items from being begun. On
-    KeyboardInterrupt all are stopped within about a second; a thread that hangs in a read is
-    left behind, and holds nothing but its part's lock until the read times out.
-    """
-    waiting = list(enumerate(items))[::-1]
-    errors: dict[int, BundlerError] = {}
-    lock = threading.Lock()
-
-    def work() -> None:
-        while not stop.is_set():
-            with lock:
-                hopeless = any(isinstance(e, DoesNotFit | GivenUp) for e in errors.values())
-                if not waiting or hopeless:
-                    return
-                index, item = waiting.pop()
-            error = _outcome(action, item)
-            if error is not None:
-                errors[index] = error
-                if isinstance(error, DoesNotFit):
-                    stop.set()
-
-    workers = [
-        threading.Thread(target=work, daemon=True, name=f"transfer-{number}")
-        for number in range(min(max(1, threads), len(items)))
-    ]
-    for worker in workers:
-        worker.start()
-    try:
-        for worker in workers:
-            worker.join()
-    except BaseException:
-        stop.set()
-        for worker in workers:
-            worker.join(_STOP_SECONDS / len(workers))
-        raise
-    found = [errors[index] for index in sorted(errors)]
-    if waiting and found:
-        found.append(type(found[0])(f"{len(waiting)} more files were not tried"))
-    return found
-
-
-def _outcome(action: Callable[[_Wanted], None], item: _Wanted) -> BundlerError | None:
-    try:
-        action(item)
-    except _Stopped:
-        return None
-    except BundlerError as error:
-        return error
-    except OSError as error:
-        return StepFailed(
-            f"the store cannot be used: {error}",
-            where=item.file.path,
-            hint="look at the disk it is on and at who may write there",
-        )
-    except Exception as error:  # noqa: BLE001 - a thread has no caller: whatever it was must be seen
-        failed = StepFailed(f"{type(error).__name__}: {error}", where=item.file.path)
-        failed.__cause__ = error
-        return failed
-    return None
-
-
-def _raise_together(errors: Sequence[BundlerError]) -> None:
-    """Raise all problems as one error, of the kind that needs the person most."""
-    for kind in (DoesNotFit, UnsafeInput, DamagedError, SourceError, BundlerError):
-        for error in errors:
-            if isinstance(error, kind):
-                problems = [problem for each in errors for problem in each.problems]
-                raise (kind if kind is SourceError else type(error))(problems) from error

@@ -35,8 +35,8 @@ def sealed(folder, files=FILES):
             layout.add_data(path, data, executable=True)
         else:
             layout.add_object(path, *world.store.put(data))
-    digest = seal(layout, manifest_for(layout), folder / "dist" / "b", world)
-    return folder / "dist" / "b", digest, world, layout
+    done = seal(layout, manifest_for(layout), folder / "dist" / "b", world)
+    return folder / "dist" / "b", done.manifest_sha256, world, layout
 
 
 @pytest.fixture

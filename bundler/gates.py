@@ -1,0 +1,86 @@
+"""The limits of a recipe held against what was measured. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from bundler.errors import Problem, ProofFailed
+from bundler.proof import GateResult, Proof
+from bundler.recipe import Gates
+
+_AT_MOST = frozenset({"max_kld_mean", "max_perplexity_ratio", "max_memory"})
+_HINTS = {
+    "max_kld_mean": "allow a larger quantization, or raise the limit",
+    "min_top1": "allow a larger quantization, or lower the limit",
+    "max_perplexity_ratio": "allow a larger quantization, or raise the limit",
+    "min_tokens_per_second": "choose a smaller quantization or model, or lower the limit",
+    "max_memory": "choose a smaller quantization, context or number of users",
+    "min_embedding_cosine": "allow a larger quantization, or lower the limit",
+}
+
+
+def check_gates(proof: Proof, gates: Gates, model: str) -> tuple[GateResult, ...]:
+    """Hold every gate that is set against the proof, in the order of the recipe's keys.
+
+    A figure equal to its limit passes.
+
+    Raises:
+        ProofFailed: a gate is set on something that was not measured: it cannot be passed.
+    """
+    results, unmeasured = [], []
+    figures = measured_figures(proof)
+    for gate in Gates.model_fields:
+        limit = getattr(gates, gate)
+        if limit is None:
+            continue
+        figure = figures[gate]
+        if figure is None:
+            unmeasured.append(_unmeasured(gate, model, proof))
+            continue
+        passed = figure <= limit if gate in _AT_MOST else figure >= limit
+        results.append(GateResult(gate=gate, limit=float(limit), measured=figure, passed=passed))
+    if unmeasured:
+        raise ProofFailed(unmeasured)
+    return tuple(results)
+
+
+def measured_figures(proof: Proof) -> dict[str, float | None]:
+    """Return what each gate looks at; None where the proof has no such figure."""
+    quality = proof.quality
+    generates = proof.speed.generated_tokens > 0
+    return {
+        "max_kld_mean": quality.kld_mean if quality else None,
+        "min_top1": quality.top1_agreement if quality else None,
+        "max_perplexity_ratio": quality.perplexity / quality.reference_perplexity
+        if quality
+        else None,
+        "min_tokens_per_second": proof.speed.generation_tokens_per_second if generates else None,
+        "max_memory": float(proof.device.peak_memory_bytes)
+        if proof.device.peak_memory_bytes
+        else None,
+        "min_embedding_cosine": proof.embedding_cosine_min,
+    }
+
+
+def require_passed(results: Iterable[GateResult], model: str) -> None:
+    """Raise ProofFailed naming every gate that did not pass."""
+    failed = [
+        Problem(
+            f"{result.gate} is {result.limit:g}, measured {result.measured:g}",
+            where=f"models.{model}.gates",
+            hint=_HINTS[result.gate],
+        )
+        for result in results
+        if not result.passed
+    ]
+    if failed:
+        raise ProofFailed(failed)
+
+
+def _unmeasured(gate: str, model: str, proof: Proof) -> Problem:
+    why = "; ".join(proof.notes) or "the proof has no such figure"
+    return Problem(
+        f"{gate} was not measured ({why})",
+        where=f"models.{model}.gates",
+        hint="remove the gate, or give the build what it needs to measure it",
+    )

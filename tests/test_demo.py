@@ -1,0 +1,122 @@
+"""The main job on the embedded example, looked at from outside."""
+
+import json
+import shutil
+import subprocess
+
+import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+
+from bundler.verify import read_manifest, verify_bundle
+from tests.demo import CACHE, ROOT, bundler
+
+
+def test_the_bundle_is_whole_by_our_check_and_by_sha256sum(demo):
+    assert verify_bundle(demo).findings == ()
+    done = subprocess.run(["sha256sum", "-c", "--quiet", "SHA256SUMS"], cwd=demo)
+    assert done.returncode == 0
+
+
+def test_the_model_arrives_with_evidence(demo):
+    (model,) = read_manifest(demo).models
+    proof = model.proof
+    assert proof.quality.tokens >= 1000
+    assert 0 <= proof.quality.kld_mean < 0.05
+    assert proof.quality.perplexity < 60  # uniform over the vocabulary would be 4096
+    assert proof.speed.generation_tokens_per_second > 0
+    assert proof.gates
+    assert all(gate.passed for gate in proof.gates)
+    assert proof.device.backend_build
+    files = {file.path: file.sha256 for file in read_manifest(demo).files}
+    assert proof.model_sha256 == files[model.file]
+    assert proof.device.peak_memory_bytes <= model.predicted_memory.total_bytes
+
+
+def test_the_whole_handbook_can_be_searched(demo):
+    (corpus,) = read_manifest(demo).corpora
+    assert corpus.coverage.articles_found == corpus.coverage.articles_indexed >= 40
+    assert corpus.coverage.skipped_total == 0
+
+
+def test_the_bill_of_materials_is_valid_and_names_everything(demo):
+    text = (demo / "bom.cdx.json").read_text()
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    names = {component["name"] for component in json.loads(text)["components"]}
+    assert {"chat", "Field handbook", "libzim", "xllamacpp", "starlette"} <= names
+    for component in json.loads(text)["components"]:
+        assert component["licenses"] or component["type"] != "library", component["name"]
+
+
+def test_no_trace_of_this_machine_is_in_what_we_write(demo):
+    own = [
+        path for path in demo.rglob("*")
+        if path.is_file() and path.suffix in (".json", ".html", ".toml", ".cmd", ".py", "")
+    ]  # fmt: skip
+    for path in own:
+        data = path.read_bytes()
+        if path.name != "python3" and not data.startswith(b"\x7fELF"):
+            assert str(ROOT).encode() not in data, path
+
+
+def test_pages_in_the_bundle_load_nothing_from_elsewhere(demo):
+    for name in ("README.html", "report.html"):
+        text = (demo / name).read_text()
+        assert "<script" not in text
+        assert "src=" not in text
+        assert "default-src 'none'" in text
+
+
+def test_the_bundle_holds_no_links_and_no_name_that_a_stick_cannot_hold(demo):
+    from bundler.value import check_relative_path
+
+    for path in demo.rglob("*"):
+        assert not path.is_symlink()
+        check_relative_path(path.relative_to(demo).as_posix())
+
+
+def test_another_store_and_place_give_the_same_bytes_of_all_that_is_not_measured(demo, tmp_path):
+    done = bundler(
+        "build", ROOT / "recipes/quickstart.toml", "--store", tmp_path / "store",
+        "--output", tmp_path / "other place" / "quickstart", "--frozen",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    one, two = read_manifest(demo), read_manifest(tmp_path / "other place" / "quickstart")
+    first = {file.path: file.sha256 for file in one.files}
+    second = {file.path: file.sha256 for file in two.files}
+    differing = {path for path in first.keys() | second.keys() if first.get(path) != second.get(path)}
+    assert differing <= {"report.html"}
+    measured = {"speed", "device", "settings", "notes"}
+    for a, b in zip(one.models, two.models, strict=True):
+        assert a.proof.model_dump(exclude=measured) == b.proof.model_dump(exclude=measured)
+
+
+def test_a_second_build_finds_everything_done(demo):
+    done = bundler(
+        "build", ROOT / "recipes/quickstart.toml", "--store", CACHE / "store", "--output", demo
+    )
+    assert done.returncode == 0
+    assert "✓ models" not in done.stderr
+    assert "every byte is as it should be" in done.stderr
+
+
+def test_verify_says_what_is_wrong_and_exits_with_six(demo, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(demo, copy)
+    zim = copy / "corpora/handbook.zim"
+    zim.chmod(0o644)
+    data = bytearray(zim.read_bytes())
+    data[len(data) // 2] ^= 4
+    zim.write_bytes(data)
+    done = bundler("verify", copy)
+    assert done.returncode == 6
+    assert "changed" in done.stderr
+    assert "corpora/handbook.zim" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["README.html", "report.html"])
+def test_pages_name_what_they_should(demo, name):
+    text = (demo / name).read_text()
+    assert "A field handbook that answers questions" in text
+    assert "Field handbook" in text
