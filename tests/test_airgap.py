@@ -1,14 +1,19 @@
 """A bundle starts on a machine where nothing is: no shell, no libraries, no network."""
 
 import json
+import shutil
+import subprocess
+import sys
 import textwrap
+import time
 import urllib.request
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
-from airgap import EmptyRoot, beyond_loopback, needs_empty_root, staged_runtime
 
 from bundler.starters import start_files
+from tests.airgap import EmptyRoot, beyond_loopback, needs_empty_root, staged_runtime
 
 pytestmark = [pytest.mark.root, needs_empty_root, pytest.mark.timeout(300)]
 
@@ -43,8 +48,6 @@ def main(words):
 @pytest.fixture(scope="module")
 def small_bundle(tmp_path_factory):
     """A bundle with the real runtime and start files, and a station of twenty lines."""
-    import shutil
-
     folder = tmp_path_factory.mktemp("small") / "bundle"
     shutil.copytree(staged_runtime(), folder / "runtime" / "linux-x86_64")
     for path, data in start_files(["linux-x86_64"], "small", "A small one").items():
@@ -136,23 +139,98 @@ def test_the_bundle_is_not_written_to(small_bundle, tmp_path):
     assert before == sorted(path for path in root.folder.rglob("*") if "/dev" not in str(path))
 
 
-def test_a_program_of_this_machine_can_be_put_into_the_network_of_the_root(
-    small_bundle, tmp_path, unused_port_of_the_root=8000
-):
+def test_a_program_of_this_machine_can_be_put_into_the_network_of_the_root(small_bundle, tmp_path):
     root = EmptyRoot(tmp_path / "root")
     bundle = root.place(small_bundle, "/stick")
     with root.start(f"{bundle}/runtime/linux-x86_64/station") as running:
-        address = f"http://127.0.0.1:{unused_port_of_the_root}/"
+        address = "http://127.0.0.1:8000/"
         running.wait_for(address)
-        import subprocess
-        import sys
-
         fetch = f"import urllib.request as u; print(u.urlopen({address!r}).status)"
         wrapper = running.wrapper(Path(sys.executable), tmp_path)
         inside = subprocess.run([wrapper, "-c", fetch], capture_output=True, text=True)
         assert inside.stdout == "200\n", inside.stderr
-    with pytest.raises(OSError, match="refused|timed out"):
+    with pytest.raises(OSError, match=r"refused|timed out"):
         urllib.request.urlopen(address, timeout=2)
+
+
+# -- the real bundle -----------------------------------------------------------------------------------
+
+QUESTION = "What is the fire triangle?"
+SITE = "http://127.0.0.1:8765"
+
+
+def started(root, bundle):
+    """Start the demo's station in the root, by its own starter, at `SITE`."""
+    station = f"{bundle}/runtime/linux-x86_64/station"
+    return root.start(station, "--no-browser", "--port", SITE.rpartition(":")[2])
+
+
+def wait_for_the_model(running):
+    running.wait_for(f"{SITE}/")
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        status = json.loads(running.get(f"{SITE}/api/status")[1])
+        if status["chat"] == "ready":
+            return
+        assert status["chat"] == "starting", status["chat_reason"]
+        time.sleep(0.1)
+    raise AssertionError(running.log_text())
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_the_demo_answers_searches_and_shows_articles_in_an_empty_root(demo, tmp_path, place):
+    root = EmptyRoot(tmp_path / "root")
+    with started(root, root.place(demo, place)) as running:
+        wait_for_the_model(running)
+        models = json.loads(running.get(f"{SITE}/v1/models")[1])
+        ask = {
+            "model": models["data"][0]["id"], "max_tokens": 24, "temperature": 0,
+            "messages": [{"role": "user", "content": QUESTION}],
+        }  # fmt: skip
+        kind = {"Content-Type": "application/json"}
+        status, body = running.get(f"{SITE}/v1/chat/completions", kind, json.dumps(ask).encode())
+        assert status == 200
+        assert json.loads(body)["choices"][0]["message"]["content"]
+        status, page = running.get(f"{SITE}/search?q=fire+triangle")
+        assert status == 200
+        assert "fuel" in page.decode().lower()
+        stream = running.get(f"{SITE}/api/chat", kind, json.dumps({"question": QUESTION}).encode())
+        assert b"fire" in stream[1].lower()
+        assert b"error" not in stream[1].splitlines()[0]
+        assert running.reached() == ()
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
+def test_a_person_asks_the_demo_through_its_page_in_an_empty_root(demo, tmp_path):
+    from playwright.sync_api import sync_playwright
+
+    root = EmptyRoot(tmp_path / "root")
+    bundle = root.place(demo, "/media/Ein Stick für Notfälle — 応急 ⛑")
+    asked_for = set()
+    with started(root, bundle) as running, sync_playwright() as play:
+        wait_for_the_model(running)
+        browser = play.chromium.launch(
+            executable_path=running.wrapper(Path(shutil.which("chromium")), tmp_path),
+            args=["--no-sandbox"],
+        )
+        page = browser.new_page()
+        page.on("request", lambda request: asked_for.add(urlsplit(request.url).hostname))
+        page.goto(f"{SITE}/")
+        page.fill("#question", QUESTION)
+        page.click("#send")
+        source = page.locator("article.answer:not(.growing) a.source").first
+        source.wait_for(timeout=120_000)
+        assert page.locator("article.answer .body").inner_text().strip()
+        source.click()
+        page.locator("#reader-body iframe").wait_for(timeout=30_000)
+        article = page.frame_locator("#reader-body iframe").locator("body")
+        assert "oxygen" in article.inner_text(timeout=30_000).lower()
+        page.goto(f"{SITE}/search?q=water")
+        assert "water" in page.locator("main").inner_text().lower()
+        browser.close()
+        assert {host for host in asked_for if host not in ("127.0.0.1", "localhost")} <= {None}
+        assert running.reached() == ()
 
 
 def test_traces_are_read_as_strace_writes_them():

@@ -14,7 +14,8 @@ pipeline console
 compose
 resolve execute
 seal transfer
-verify planner report bom gates starters download part pacing recipe_file
+verify planner report bom gates starters parallel recipe_file
+download part
 builtin testing
 plugins
 hookspecs
@@ -22,7 +23,7 @@ world
 store
 manifest
 plan proof lock recipe
-hardware weights
+hardware weights pacing
 events value errors
 __init__
 """

@@ -106,8 +106,9 @@ def test_a_lock_is_exclusive_and_dies_with_its_process(store):
     other = context.Process(target=_hold, args=(store.root, started, 60))
     other.start()
     assert started.wait(30)
-    with pytest.raises(BusyError, match="another bundler"), store.locked(
-        "thing", timeout_seconds=0.2
+    with (
+        pytest.raises(BusyError, match="another bundler"),
+        store.locked("thing", timeout_seconds=0.2),
     ):
         pass
     other.kill()

@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from bundler.builtin.runtimes.installed import licence_of, requirements
-from bundler.builtin.runtimes.packages import PACKAGES
+from bundler.builtin.runtimes.packages import PACKAGES, PLATFORM_PACKAGES
 from bundler.builtin.runtimes.pinned import PIP_PLATFORMS, PYTHON_VERSION, TABLE
+from bundler.hardware import Platform
 
 # Marker variables of each platform (packaging.python.org, "Dependency specifiers").
 _MARKERS = {
@@ -47,7 +48,7 @@ def main() -> None:
         sys.stdout.write(f"{platform}: {len(wheels)} wheels, {total:,} bytes\n")
 
 
-def pin(platform: str, folder: Path) -> list[dict[str, Any]]:
+def pin(platform: Platform, folder: Path) -> list[dict[str, Any]]:
     """Return the wheels of all packages and of all they require on `platform`, sorted by name."""
     folder.mkdir(parents=True, exist_ok=True)
     environment = {
@@ -57,7 +58,7 @@ def pin(platform: str, folder: Path) -> list[dict[str, Any]]:
         "python_full_version": PYTHON_VERSION,
     }
     found: dict[str, dict[str, Any]] = {}
-    waiting = list(PACKAGES)
+    waiting = [*PACKAGES, *PLATFORM_PACKAGES.get(platform, ())]
     while waiting:
         name = waiting.pop()
         if name not in found:

@@ -1,1 +1,30 @@
-"""Corpora: ready ZIM files, and folders of documents that become one."""
+"""Bodies of knowledge: a ready ZIM is checked, a folder of documents becomes one.
+
+::
+
+    folder.py          a folder → corpus.zim              zim.py            a ready ZIM → corpus.zim
+    library.py         which file becomes which article   zim_layout.py     bounded reader of a ZIM
+    documents.py       one document → HTML with anchors   zim_check.py      libzim's checks (child)
+      markdown_text, html_page, plain_text, pdf_text      limited_child.py  a process with limits
+    anchors.py         ids of headings and passages       writer.py         the reproducible writer
+    cleaning.py        what markup may be in an article   coverage.py       the finished ZIM, read back
+    drawing.py         what may be in an SVG              pages.py, illustration.py   looks
+
+Everything a stranger wrote is taken apart in a child process with limits of memory and time, and
+goes through one sanitiser on its way into the ZIM. No article has scripts, so a ZIM made here
+needs none, and a reader may forbid them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bundler.builtin.knowledge.folder import FolderCorpus
+from bundler.builtin.knowledge.zim import ZimCorpus
+from bundler.hookspecs import CorpusKind, hookimpl
+
+
+@hookimpl
+def bundler_corpora() -> Sequence[CorpusKind]:
+    """Give the two kinds we ship: `folder` and `zim`."""
+    return [FolderCorpus(), ZimCorpus()]

@@ -1,1 +1,16 @@
-"""Where bytes come from: files, http(s) and the Hugging Face Hub."""
+"""The sources that ship with bundler: local paths, web servers, the Hugging Face Hub."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bundler.builtin.sources.http import HttpSource
+from bundler.builtin.sources.hub import HubSource
+from bundler.builtin.sources.path import PathSource
+from bundler.hookspecs import Source, hookimpl
+
+
+@hookimpl
+def bundler_sources() -> Sequence[Source]:
+    """Give the three."""
+    return [PathSource(), HttpSource(), HubSource()]

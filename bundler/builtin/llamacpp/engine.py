@@ -1,0 +1,160 @@
+"""The llama.cpp engine: what a plan's steps ask of it, each done in a child process."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bundler.builtin.llamacpp.child import run_child
+from bundler.builtin.llamacpp.prove import prove
+from bundler.errors import PluginError
+from bundler.hardware import Target
+from bundler.hookspecs import Task
+from bundler.lock import LockedFile, LockedModel, ModelFacts, Resolution
+from bundler.plan import Offer
+from bundler.recipe import ModelRequest
+
+JOBS = "bundler.builtin.llamacpp"
+CALIBRATION_WINDOW_TOKENS = 512
+"""Window of llama-imatrix; longer ones cost more and change the sums little."""
+CALIBRATION_CHUNKS = 128
+
+
+class LlamaCppEngine:
+    """safetensors to GGUF, importance matrices, quantization and measurement by llama.cpp."""
+
+    name = "llama.cpp"
+
+    def tool(self) -> str:
+        """Name the converter's version, llama.cpp's build, this CPU's instructions, the GPUs."""
+        return _fingerprint()
+
+    def facts(
+        self, resolution: Resolution, read: Callable[[LockedFile, int, int], bytes]
+    ) -> ModelFacts:
+        """Read a model's headers; see `facts`."""
+        from bundler.builtin.llamacpp.facts import model_facts
+
+        return model_facts(resolution, read)
+
+    def offers(
+        self,
+        request: ModelRequest,
+        model: LockedModel,
+        target: Target,
+        texts: Mapping[str, Resolution],
+    ) -> Sequence[Offer]:
+        """List what could be built; see `offers`."""
+        from bundler.builtin.llamacpp.offers import make_offers
+
+        return make_offers(request, model, target, texts)
+
+    def run(self, task: Task) -> Mapping[str, Any]:
+        """Do one step: convert, calibrate, quantize or prove."""
+        action = _ACTIONS.get(task.action)
+        if action is None:
+            raise PluginError(f"the llama.cpp engine knows no action {task.action!r}")
+        try:
+            return action(task)
+        except BaseException:
+            # A child that was ended could not clean up after itself.
+            for leftover in task.output.glob("*.partial"):
+                leftover.unlink(missing_ok=True)
+            raise
+
+
+@functools.cache
+def _fingerprint() -> str:
+    """Ask a child once per process: loading llama.cpp here would let a driver's crash in."""
+    import os
+
+    from bundler import __version__
+
+    return f"bundler {__version__} | " + str(
+        run_child(f"{JOBS}.native:fingerprint_job", {}, environment=os.environ)
+    )
+
+
+def convert(task: Task) -> dict[str, Any]:
+    """Make `model.gguf` of the repository's files. Parameters: output_type, name."""
+    return dict(
+        run_child(
+            f"{JOBS}.jobs:convert_job",
+            {
+                "files": _paths(task.inputs),
+                "output": str(task.output / "model.gguf"),
+                "output_type": task.parameters.get("output_type", "auto"),
+                "name": task.parameters.get("name") or "model",
+            },
+            environment=task.world.environment,
+            progress=task.progress,
+        )
+    )
+
+
+def calibrate(task: Task) -> dict[str, Any]:
+    """Make `imatrix.gguf` of `model.gguf` and texts. Parameters: context_tokens, chunks | tokens."""
+    window = int(task.parameters.get("context_tokens", CALIBRATION_WINDOW_TOKENS))
+    chunks = task.parameters.get("chunks")
+    if chunks is None and "tokens" in task.parameters:
+        chunks = max(1, int(task.parameters["tokens"]) // window)
+    texts = {name: path for name, path in task.inputs.items() if name != "model.gguf"}
+    return dict(
+        run_child(
+            f"{JOBS}.calibrate:calibrate_job",
+            {
+                "model": str(_needed(task, "model.gguf")),
+                "texts": _paths(texts),
+                "output": str(task.output / "imatrix.gguf"),
+                "context_tokens": window,
+                "chunks": int(chunks or CALIBRATION_CHUNKS),
+                "include_output": bool(task.parameters.get("include_output")),
+            },
+            environment=task.world.environment,
+            progress=task.progress,
+        )
+    )
+
+
+def quantize(task: Task) -> dict[str, Any]:
+    """Make a quantized `model.gguf` of `model.gguf` and perhaps `imatrix.gguf`.
+
+    Parameters: quant, allow_fallback, allow_requantize, overrides ([[tensor, type], …]).
+    """
+    imatrix = task.inputs.get("imatrix.gguf")
+    return dict(
+        run_child(
+            f"{JOBS}.quantize:quantize_job",
+            {
+                "model": str(_needed(task, "model.gguf")),
+                "imatrix": str(imatrix) if imatrix else None,
+                "output": str(task.output / "model.gguf"),
+                "quant": task.parameters["quant"],
+                "allow_fallback": bool(task.parameters.get("allow_fallback")),
+                "allow_requantize": bool(task.parameters.get("allow_requantize")),
+                "overrides": [list(pair) for pair in task.parameters.get("overrides") or ()],
+            },
+            environment=task.world.environment,
+            progress=task.progress,
+        )
+    )
+
+
+def _needed(task: Task, name: str) -> Path:
+    if name not in task.inputs:
+        raise PluginError(f"{task.action} needs an input called {name!r}")
+    return task.inputs[name]
+
+
+def _paths(files: Mapping[str, Path]) -> dict[str, str]:
+    return {name: str(path) for name, path in files.items()}
+
+
+_ACTIONS: Mapping[str, Callable[[Task], Mapping[str, Any]]] = {
+    "convert": convert,
+    "calibrate": calibrate,
+    "quantize": quantize,
+    "prove": prove,
+}

@@ -1,0 +1,118 @@
+"""A model that writes: how fast it reads and writes, and a short sample of what it writes.
+
+Runs only in a child process, on a context that `measure` opened.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from bundler.builtin.llamacpp import native
+from bundler.builtin.llamacpp.chat import TemplateUnusable, render
+from bundler.builtin.llamacpp.session import Context, Model
+from bundler.errors import StepFailed
+
+_PROMPT_TOKENS = 256
+_SPEED_TOKENS = 32
+_SAMPLE_TOKENS = 48
+_REPEATS = 3
+
+
+def time_generation(
+    model: Model, context: Context, context_tokens: int, report: Any
+) -> dict[str, Any]:
+    """Time prompt and generation, once to warm up and then `_REPEATS` times; medians."""
+    prompt_tokens = max(1, min(_PROMPT_TOKENS, context_tokens // 2))
+    generated = max(1, min(_SPEED_TOKENS, context_tokens // 4))
+    # Random words cost what a text costs, and are the same for every model of one vocabulary.
+    words = np.random.default_rng(0).integers(0, model.vocabulary, prompt_tokens + generated)
+    tokens = [int(word) for word in words]
+    prompts, generations = [], []
+    for repeat in range(_REPEATS + 1):
+        context.clear()
+        begun = time.perf_counter()
+        _feed(context, tokens[:prompt_tokens])
+        between = time.perf_counter()
+        for index in range(generated):
+            context.decode([tokens[prompt_tokens + index]], start=prompt_tokens + index)
+            context.logits(1).argmax()
+        ended = time.perf_counter()
+        if repeat:
+            prompts.append(prompt_tokens / (between - begun))
+            generations.append(generated / (ended - between))
+        done = (repeat + 1) * (prompt_tokens + generated)
+        report(done, (_REPEATS + 1) * (prompt_tokens + generated), "tokens")
+    return {
+        "prompt_tokens_per_second": round(statistics.median(prompts), 3),
+        "generation_tokens_per_second": round(statistics.median(generations), 3),
+        "prompt_tokens": prompt_tokens,
+        "generated_tokens": generated,
+        "repeats": _REPEATS,
+    }
+
+
+def _feed(context: Context, tokens: Sequence[int], *, sequence: int = 0) -> None:
+    """Decode tokens from position 0 on, batch by batch, and wait until they are done."""
+    for first in range(0, len(tokens), context.batch_tokens):
+        context.decode(tokens[first : first + context.batch_tokens], start=first, sequence=sequence)
+    context.logits(1)  # reading waits for the device
+
+
+# -- a sample --------------------------------------------------------------------------------------
+
+
+def sample_text(
+    model: Model, context: Context, prompt: str, context_tokens: int, notes: list[str]
+) -> dict[str, Any]:
+    """Continue a prompt greedily, through the model's own chat template where it has a usable one."""
+    library = native.llama()
+    bos = _control_text(model, library.llama_vocab_bos(model.vocab_pointer))
+    text, templated = prompt, False
+    raw = library.llama_model_chat_template(model.pointer, None)
+    if raw:
+        eos = _control_text(model, library.llama_vocab_eos(model.vocab_pointer))
+        try:
+            text = render(raw.decode("utf-8", "replace"), prompt, bos=bos, eos=eos)
+            templated = True
+        except TemplateUnusable as error:
+            notes.append(f"the model's chat template could not be used: {error}")
+    # A template that writes BOS itself must not get a second one.
+    start = not (bos and text.startswith(bos))
+    tokens = model.tokens(text, special=templated, start=start)
+    room = context_tokens - len(tokens)
+    if not tokens or room < 1:
+        raise StepFailed(
+            f"the sample prompt has {len(tokens)} tokens; the context holds {context_tokens}"
+        )
+    said = _greedy(model, context, tokens, min(_SAMPLE_TOKENS, room))
+    return {
+        "sample_prompt": prompt,
+        "sample_text": model.text(said),
+        "chat_template": templated,
+        "ended_by_itself": len(said) < min(_SAMPLE_TOKENS, room),
+    }
+
+
+def _control_text(model: Model, token: int) -> str:
+    raw = native.llama().llama_vocab_get_text(model.vocab_pointer, token) if token >= 0 else b""
+    return str((raw or b"").decode("utf-8", "replace"))
+
+
+def _greedy(model: Model, context: Context, tokens: list[int], most: int) -> list[int]:
+    """Return at most `most` tokens, each the likeliest, up to the end of the answer."""
+    library = native.llama()
+    context.clear()
+    _feed(context, tokens)
+    said: list[int] = []
+    while len(said) < most:
+        token = int(context.logits(1)[0].argmax())
+        if library.llama_vocab_is_eog(model.vocab_pointer, token):
+            break
+        said.append(token)
+        context.decode([token], start=len(tokens) + len(said) - 1)
+    return said

@@ -1,0 +1,198 @@
+"""The proof of a built model: measured on the best device there is, written as `proof.Proof`.
+
+Two children: one runs the model as it will be run and is measured (memory, speed, a sample), the
+other compares it with the unquantized one (perplexity and KLD, or vectors for embedders).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bundler.builtin.llamacpp.child import run_child
+from bundler.errors import PluginError, ProofFailed
+from bundler.hookspecs import Task
+from bundler.proof import Device, Proof, Quality, Speed
+from bundler.store import hash_file
+from bundler.value import pretty_json
+
+JOBS = "bundler.builtin.llamacpp"
+WINDOW_TOKENS = 512
+"""Window of llama-perplexity, so that figures can be compared with published ones."""
+SAMPLE_PROMPTS = {
+    "code": "Write a Python function that returns the n-th Fibonacci number.",
+    "chat": "Explain in two sentences how to make water safe to drink.",
+}
+_TASK_DEFAULTS: Mapping[str, Any] = {
+    "role": "chat", "context_tokens": 4096, "parallel": 1, "kv_cache": "f16", "require": "any",
+    "tokens": 4096, "predicted_memory_bytes": 0,
+}  # fmt: skip
+
+
+def prove(task: Task) -> dict[str, Any]:
+    """Measure `model.gguf` (against `reference.gguf`, on `heldout.txt`); leaves `proof.json`.
+
+    Parameters: role, context_tokens, parallel, kv_cache, require, tokens,
+    predicted_memory_bytes.
+
+    Raises:
+        ProofFailed: `require` is `gpu` and there is none, or not all layers went there.
+    """
+    parameters = {**_TASK_DEFAULTS, **task.parameters}
+    if "model.gguf" not in task.inputs:
+        raise PluginError("prove needs an input called 'model.gguf'")
+    gpu = _gpu_is_there(task, str(parameters["require"]))
+    generates = parameters["role"] not in ("embed", "rerank")
+    measured = _measure(task, parameters, gpu=gpu)
+    notes = list(measured["notes"])
+    quality, cosine, settings = None, None, _settings(parameters, measured, gpu=gpu)
+    if generates:
+        quality = _compare(task, parameters, settings, notes, gpu=gpu)
+    else:
+        cosine = _compare_vectors(task, parameters, settings, notes, gpu=gpu)
+    proof = Proof(
+        model_sha256=hash_file(task.inputs["model.gguf"]),
+        device=Device(**measured["device"]),
+        settings=settings,
+        predicted_memory_bytes=int(parameters["predicted_memory_bytes"]),
+        quality=quality,
+        speed=Speed(**measured["speed"]),
+        sample_prompt=measured["sample_prompt"],
+        sample_text=measured["sample_text"],
+        embedding_cosine_min=cosine,
+        notes=tuple(notes),
+    )
+    (task.output / "proof.json").write_text(pretty_json(proof), encoding="utf-8")
+    return proof.model_dump(mode="json")
+
+
+def _gpu_is_there(task: Task, require: str) -> bool:
+    """Ask a child for the devices; say no plainly where an accelerator is demanded and missing."""
+    found = run_child(f"{JOBS}.native:devices_job", {}, environment=task.world.environment)
+    if any(device["is_gpu"] for device in found["devices"]):
+        return True
+    if require == "gpu":
+        names = ", ".join(f"{d['name']} ({d['description']})" for d in found["devices"])
+        raise ProofFailed(
+            f"the recipe requires an accelerator and llama.cpp sees none; it sees: {names}",
+            where="verify.require",
+            hint="install a llama-cpp-python built for it, e.g. CMAKE_ARGS=-DGGML_CUDA=on (or "
+            "-DGGML_VULKAN=on, -DGGML_METAL=on) pip install --force-reinstall llama-cpp-python, "
+            "check the driver (nvidia-smi, vulkaninfo), or set require = 'any'",
+        )
+    return False
+
+
+def _measure(task: Task, parameters: Mapping[str, Any], *, gpu: bool) -> dict[str, Any]:
+    role = str(parameters["role"])
+    return dict(
+        run_child(
+            f"{JOBS}.measure:measure_job",
+            {
+                "model": str(task.inputs["model.gguf"]),
+                "role": role,
+                "context_tokens": parameters["context_tokens"],
+                "parallel": parameters["parallel"],
+                "kv_cache": parameters["kv_cache"],
+                "gpu": gpu,
+                "prompt": parameters.get("prompt")
+                or SAMPLE_PROMPTS.get(role, SAMPLE_PROMPTS["chat"]),
+            },
+            environment=task.world.environment,
+        )
+    )
+
+
+def _settings(
+    parameters: Mapping[str, Any], measured: Mapping[str, Any], *, gpu: bool
+) -> dict[str, str | int | float | bool]:
+    return {
+        "context_tokens": int(parameters["context_tokens"]),
+        "parallel": int(parameters["parallel"]),
+        "kv_cache": str(parameters["kv_cache"]),
+        "gpu_layers": "all" if gpu else "none",
+        "flash_attention": bool(measured["flash_attention"]),
+        "batch_tokens": int(measured["batch_tokens"]),
+        "threads": int(measured["threads"]),
+        "chat_template": bool(measured["chat_template"]),
+        "backend_memory_bytes": int(measured["backend_bytes"]),
+        "backend_memory_source": str(measured["buffers_source"]),
+        "resident_memory_bytes": int(measured["resident_bytes"]),
+    }
+
+
+def _compare(
+    task: Task, parameters: Mapping[str, Any], settings: dict[str, Any], notes: list[str],
+    *, gpu: bool,
+) -> Quality | None:  # fmt: skip
+    """Return the quality figures; None without held-out text or without a reference."""
+    if not _comparable(task, notes):
+        return None
+    found = dict(
+        run_child(
+            f"{JOBS}.evaluate:evaluate_job",
+            {
+                "model": str(task.inputs["model.gguf"]),
+                "reference": str(task.inputs["reference.gguf"]),
+                "text": str(task.inputs["heldout.txt"]),
+                "text_name": "heldout.txt",
+                "window_tokens": min(WINDOW_TOKENS, int(parameters["context_tokens"])),
+                "tokens": int(parameters["tokens"]),
+                "kv_cache": parameters["kv_cache"],
+                "gpu": gpu,
+                "scratch": str(_scratch(task)),
+            },
+            environment=task.world.environment,
+            progress=task.progress,
+        )
+    )
+    settings["quality_mode"] = found.pop("mode")
+    evaluated = found.pop("windows") * found["context_tokens"]
+    settings["evaluated_tokens"] = evaluated
+    if evaluated < int(parameters["tokens"]) - int(found["context_tokens"]):
+        notes.append(
+            f"the held-out text is short: {evaluated} tokens evaluated of "
+            f"{parameters['tokens']} asked for"
+        )
+    return Quality(**found)
+
+
+def _compare_vectors(
+    task: Task, parameters: Mapping[str, Any], settings: dict[str, Any], notes: list[str],
+    *, gpu: bool,
+) -> float | None:  # fmt: skip
+    if not _comparable(task, notes):
+        return None
+    role = str(parameters["role"])
+    found = dict(
+        run_child(
+            f"{JOBS}.embed:{'embed_job' if role == 'embed' else 'rerank_job'}",
+            {
+                "model": str(task.inputs["model.gguf"]),
+                "reference": str(task.inputs["reference.gguf"]),
+                "text": str(task.inputs["heldout.txt"]),
+                "window_tokens": min(WINDOW_TOKENS, int(parameters["context_tokens"])),
+                "gpu": gpu,
+            },
+            environment=task.world.environment,
+            progress=task.progress,
+        )
+    )
+    settings.update(found)
+    if role == "embed":
+        return float(found["cosine_min"])
+    notes.append("a reranker is judged by its order of passages; perplexity means nothing for it")
+    return None
+
+
+def _comparable(task: Task, notes: list[str]) -> bool:
+    missing = [name for name in ("reference.gguf", "heldout.txt") if name not in task.inputs]
+    if missing:
+        notes.append(f"quality was not measured: there is no {' and no '.join(missing)}")
+    return not missing
+
+
+def _scratch(task: Task) -> Path:
+    """Return where a two-pass comparison may keep logits: the step's own disk, not the result."""
+    return task.world.store.root / "work"

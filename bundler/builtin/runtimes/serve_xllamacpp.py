@@ -1,0 +1,197 @@
+"""Serves one model at the far end: llama.cpp's own server, as the xllamacpp wheel brings it.
+
+Started by the station as a child, once for each model, with nothing but the bundle's Python:
+
+    python serve_xllamacpp.py --model FILE --port PORT --context-tokens N --parallel N
+        --kv-cache f16|q8_0|q4_0 --role chat|code|draft|embed|rerank --gpu-layers N --threads N
+
+It listens on 127.0.0.1 only, answers only those who know the key in `BUNDLER_MODEL_KEY`, and ends
+when its parent does. `GET /health` answers when the model is loaded.
+
+Exit codes: 2 wrong use, 3 this machine's processor cannot run it, 4 the model cannot be served.
+A file that llama.cpp itself aborts on (SIGABRT) takes this process with it and nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import platform
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+WRONG_USE, WRONG_PROCESSOR, WRONG_MODEL = 2, 3, 4
+KEY = "BUNDLER_MODEL_KEY"
+KV_CACHES = ("f16", "q8_0", "q4_0")
+ROLES = ("chat", "code", "draft", "embed", "rerank")
+# What the x86-64 wheels are compiled for (their build sets GGML_NATIVE=OFF and keeps these on).
+X86_FEATURES = ("avx2", "fma", "f16c", "bmi2")
+ALL_LAYERS = 9999
+# Old prompts kept in main memory so that a conversation need not be read anew; llama.cpp's own
+# default of 8 GiB would push the models themselves out of a small machine.
+PROMPT_CACHE_MIB = 256
+
+
+def fail(code: int, message: str, hint: str) -> NoReturn:
+    """Say in two lines what is wrong and what helps, and end."""
+    sys.stderr.write(f"error: {message}\nhint: {hint}\n")
+    raise SystemExit(code)
+
+
+def main(words: Sequence[str] | None = None) -> NoReturn:
+    """Check everything that can be checked, then serve until the parent is gone."""
+    wish = parse(words)
+    key = os.environ.pop(KEY, "")
+    if len(key) < 16:
+        fail(WRONG_USE, f"{KEY} holds no key of 16 characters or more", "the station sets it")
+    if not Path(wish.model).is_file():
+        fail(WRONG_MODEL, f"{wish.model}: not there", "verify the bundle: a file is missing")
+    missing = missing_processor_features()
+    if missing:
+        fail(
+            WRONG_PROCESSOR,
+            f"this processor lacks {', '.join(missing)}, which the model server needs",
+            "search and the reader work without it",
+        )
+    watch_parent(os.getppid())
+    serve(wish, key)
+
+
+def parse(words: Sequence[str] | None) -> argparse.Namespace:
+    """Return the command line as checked values."""
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--port", type=number(0, 65535), required=True)
+    parser.add_argument("--context-tokens", type=number(64, 10_000_000), required=True)
+    parser.add_argument("--parallel", type=number(1, 256), default=1)
+    parser.add_argument("--kv-cache", choices=KV_CACHES, default="f16")
+    parser.add_argument("--role", choices=ROLES, default="chat")
+    parser.add_argument("--gpu-layers", type=number(-1, ALL_LAYERS), default=-1)
+    parser.add_argument("--threads", type=number(0, 1024), default=0)
+    return parser.parse_args(words)
+
+
+def number(least: int, most: int) -> Callable[[str], int]:
+    """Return a reader of whole numbers between two bounds."""
+
+    def read(text: str) -> int:
+        if not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text} is not between {least} and {most}")
+        return int(text)
+
+    return read
+
+
+def missing_processor_features() -> list[str]:
+    """Name the instruction sets the wheel needs and this processor lacks.
+
+    Asked before anything is loaded, since the first missing instruction would end the process
+    without a word (SIGILL).
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return []
+    if sys.platform == "win32":
+        avx2 = ctypes.windll.kernel32.IsProcessorFeaturePresent(
+            40
+        )  # PF_AVX2_INSTRUCTIONS_AVAILABLE
+        return [] if avx2 else ["avx2"]
+    if sys.platform == "darwin":
+        return [] if _mac_feature(b"hw.optional.avx2_0") else ["avx2"]
+    try:
+        text = Path("/proc/cpuinfo").read_text(errors="replace")
+    except OSError:
+        return []  # No /proc here: nothing is known, and trying harms only this process.
+    return linux_missing(text)
+
+
+def linux_missing(cpuinfo: str) -> list[str]:
+    """Name what a Linux machine's /proc/cpuinfo does not list."""
+    flags = next((line for line in cpuinfo.splitlines() if line.startswith("flags")), None)
+    return [] if flags is None else [name for name in X86_FEATURES if name not in flags.split()]
+
+
+def _mac_feature(name: bytes) -> bool:
+    value, size = ctypes.c_int(0), ctypes.c_size_t(4)
+    system = ctypes.CDLL(None)
+    done = system.sysctlbyname(name, ctypes.byref(value), ctypes.byref(size), None, 0)
+    return done == 0 and value.value == 1
+
+
+def watch_parent(parent: int) -> None:
+    """End this process within a second after its parent did, however that came."""
+
+    def watch() -> None:
+        if sys.platform == "win32":
+            _wait_windows(parent)
+        else:
+            while os.getppid() == parent:
+                time.sleep(0.5)
+        os._exit(0)
+
+    threading.Thread(target=watch, daemon=True, name="parent").start()
+
+
+def _wait_windows(process: int) -> None:
+    library: Any = getattr(ctypes, "WinDLL")  # noqa: B009 - exists on Windows only
+    kernel = library("kernel32", use_last_error=True)
+    kernel.OpenProcess.restype = ctypes.c_void_p
+    kernel.WaitForSingleObject.argtypes = [ctypes.c_void_p, ctypes.c_uint32]
+    handle = kernel.OpenProcess(0x00100000, False, process)  # SYNCHRONIZE
+    if handle:
+        kernel.WaitForSingleObject(handle, 0xFFFFFFFF)
+
+
+def serve(wish: argparse.Namespace, key: str) -> NoReturn:
+    """Load the model and serve it for good."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent / "site"))
+    import xllamacpp
+
+    try:
+        server = xllamacpp.Server(parameters(xllamacpp, wish, key))
+    except Exception as error:  # noqa: BLE001 - whatever the extension raises is said below
+        fail(WRONG_MODEL, f"{wish.model}: {error}", "verify the bundle; the log above says more")
+    sys.stdout.write(f"serving {server.listening_address}\n")
+    sys.stdout.flush()
+    while True:
+        time.sleep(3600)
+
+
+def parameters(xllamacpp: Any, wish: argparse.Namespace, key: str) -> Any:
+    """Translate the wish into llama.cpp's words."""
+    given = xllamacpp.CommonParams()
+    given.model.path = wish.model
+    given.hostnames = ["127.0.0.1"]
+    given.port = wish.port
+    given.api_keys = [key]
+    given.cors_origins = ""
+    given.cors_credentials = False
+    given.ui = False
+    given.endpoint_slots = False
+    given.offline = True
+    # What was planned and proven is what runs: no fitting of context or layers behind our back.
+    given.fit_params = False
+    given.n_ctx = wish.context_tokens * wish.parallel
+    given.n_parallel = wish.parallel
+    given.n_predict = wish.context_tokens
+    given.n_gpu_layers = ALL_LAYERS if wish.gpu_layers < 0 else wish.gpu_layers
+    given.cache_ram_mib = PROMPT_CACHE_MIB
+    kind = getattr(xllamacpp.ggml_type, f"GGML_TYPE_{wish.kv_cache.upper()}")
+    given.cache_type_k = given.cache_type_v = kind
+    if wish.threads:
+        given.cpuparams.n_threads = given.cpuparams_batch.n_threads = wish.threads
+    if wish.role in ("embed", "rerank"):
+        given.embedding = True
+        # A text that is embedded must fit into one batch.
+        given.n_batch = given.n_ubatch = wish.context_tokens
+    if wish.role == "rerank":
+        given.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_RANK
+    return given
+
+
+if __name__ == "__main__":
+    main()
