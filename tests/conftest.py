@@ -7,7 +7,14 @@ from tests.demo import demo_bundle
 
 def pytest_configure(config):
     # Tests never reach out: a proxy or a token of the person who runs them is not theirs to use.
-    for name in ("HF_TOKEN", "HF_ENDPOINT", "HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
+    for name in (
+        "HF_TOKEN",
+        "HF_ENDPOINT",
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "http_proxy",
+        "https_proxy",
+    ):
         os.environ.pop(name, None)
 
 

@@ -1,5 +1,6 @@
 """A bundle starts on a machine where nothing is: no shell, no libraries, no network."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -12,6 +13,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from bundler.builtin.runtimes.portable_python import building_interpreter, make_portable_python
+from bundler.errors import StepFailed
 from bundler.starters import start_files
 from tests.airgap import EmptyRoot, beyond_loopback, needs_empty_root, staged_runtime
 
@@ -120,6 +123,25 @@ except OSError as error:
     done = root.run(f"{bundle}/runtime/linux-x86_64/python/bin/python3", "-c", script)
     assert done.reached == ("192.0.2.1:80", "2001:db8::1:80", "192.0.2.53:53")
     assert len(done.stdout.split()) == 3, "the kernel let something through"
+
+
+def test_the_python_starts_where_not_even_proc_is_mounted(small_bundle, tmp_path):
+    shutil.copytree(small_bundle, tmp_path / "root")
+    python = "/runtime/linux-x86_64/python/bin/python3"
+    script = "import sys, os; print(sys.executable, os.path.exists('/proc'))"
+    done = subprocess.run(
+        ["chroot", tmp_path / "root", python, "-c", script], capture_output=True, text=True
+    )
+    assert done.stdout == f"{python} False\n", done.stderr
+
+
+def test_a_python_that_does_not_use_the_gnu_c_library_is_not_copied(small_bundle, tmp_path):
+    static = small_bundle / "runtime" / "linux-x86_64" / "station"
+    interpreter = dataclasses.replace(
+        building_interpreter(), executable=static, extensions=tmp_path
+    )
+    with pytest.raises(StepFailed, match="GNU C library"):
+        make_portable_python(interpreter, tmp_path / "out")
 
 
 def test_the_bundle_is_not_written_to(small_bundle, tmp_path):

@@ -84,7 +84,9 @@ def test_another_store_and_place_give_the_same_bytes_of_all_that_is_not_measured
     one, two = read_manifest(demo), read_manifest(tmp_path / "other place" / "quickstart")
     first = {file.path: file.sha256 for file in one.files}
     second = {file.path: file.sha256 for file in two.files}
-    differing = {path for path in first.keys() | second.keys() if first.get(path) != second.get(path)}
+    differing = {
+        path for path in first.keys() | second.keys() if first.get(path) != second.get(path)
+    }
     assert differing <= {"report.html"}
     measured = {"speed", "device", "settings", "notes"}
     for a, b in zip(one.models, two.models, strict=True):

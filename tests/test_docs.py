@@ -60,7 +60,11 @@ def test_every_hook_and_its_arguments_are_documented():
 
 
 def test_every_link_in_the_docs_leads_somewhere():
-    for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")]:
+    for path in [
+        ROOT / "README.md",
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / "examples").rglob("*.md"),
+    ]:
         for link in re.findall(r"\]\(([^)#\s]+)", path.read_text()):
             if "://" not in link and not link.startswith("mailto:"):
                 assert (path.parent / link).exists(), f"{path.relative_to(ROOT)}: {link}"
@@ -85,7 +89,9 @@ def test_the_readme_begins_with_the_two_commands_and_make_has_them():
 
 def test_no_address_of_a_registry_is_written_down():
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
-    registry = re.compile(r"(py" + r"pi\.org|pythonhosted\." + r"org|registry\.npm" + r"js|deb\.deb" + r"ian)")
+    registry = re.compile(
+        r"(py" + r"pi\.org|pythonhosted\." + r"org|registry\.npm" + r"js|deb\.deb" + r"ian)"
+    )
     for name in listed.stdout.split("\0"):
         path = ROOT / name
         if name and path.is_file() and path.suffix not in (".whl", ".safetensors", ".model"):

@@ -30,7 +30,7 @@ __init__
 # Who may import what is heavy, fragile or an effect. Everything else may be imported anywhere.
 HOMES = {
     "llama_cpp": {"builtin.llamacpp"},
-    "libzim": {"builtin.knowledge", "station"},
+    "libzim": {"builtin.knowledge", "station", "testing"},
     "huggingface_hub": {"builtin.sources"},
     "httpx2": {"builtin.sources", "station"},
     "pypdfium2": {"builtin.knowledge"},
@@ -79,7 +79,7 @@ def imported(path: Path):
 
 def floor(name: str) -> int:
     floors = [line.split() for line in FLOORS.strip().splitlines()]
-    top = name.split(".")[0]
+    top = name.partition(".")[0]
     for index, rooms in enumerate(floors):
         if top in rooms:
             return index

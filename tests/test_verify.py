@@ -127,7 +127,7 @@ def test_the_same_parts_make_the_same_bytes(tmp_path):
 def test_big_files_are_held_once(tmp_path):
     bundle, _, world, layout = sealed(tmp_path)
     entry = layout.entries["models/a.gguf"].file
-    assert os.path.samefile(bundle / "models/a.gguf", world.store.object_path(entry.sha256))
+    assert (bundle / "models/a.gguf").samefile(world.store.object_path(entry.sha256))
 
 
 def test_a_bundle_that_is_right_is_left_alone(tmp_path):
@@ -145,7 +145,7 @@ def test_a_damaged_bundle_is_made_anew(tmp_path):
 
 
 def test_what_is_no_bundle_is_never_replaced(tmp_path):
-    bundle, _, world, layout = sealed(tmp_path)
+    _, _, world, layout = sealed(tmp_path)
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "diary.txt").write_text("dear")

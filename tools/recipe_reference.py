@@ -1,7 +1,7 @@
-"""Writes docs/recipes.md: every key of a recipe, from the types that read it.
+"""Writes docs/recipes.md and docs/recipe.schema.json from the types that read a recipe.
 
-    .venv/bin/python tools/recipe_reference.py            # writes the file
-    .venv/bin/python tools/recipe_reference.py --check    # exit 1 when it is not fresh
+Run it with `.venv/bin/python tools/recipe_reference.py`; with `--check` it only tells, by exit
+code 1, that one of them is not fresh.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from bundler.recipe_file import recipe_schema
+from bundler.value import pretty_json
 
 OUTPUT = Path(__file__).resolve().parent.parent / "docs/recipes.md"
+SCHEMA = OUTPUT.with_name("recipe.schema.json")
 HEAD = """\
 # Recipes
 
@@ -98,7 +100,8 @@ def type_words(field: dict[str, Any], types: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    text = reference()
+    pages = {OUTPUT: reference(), SCHEMA: pretty_json(recipe_schema())}
     if "--check" in sys.argv:
-        raise SystemExit(OUTPUT.read_text(encoding="utf-8") != text)
-    OUTPUT.write_text(text, encoding="utf-8")
+        raise SystemExit(any(path.read_text(encoding="utf-8") != pages[path] for path in pages))
+    for path, text in pages.items():
+        path.write_text(text, encoding="utf-8")

@@ -147,6 +147,12 @@ def _copy_libraries(
     )
     files = [interpreter.executable, *modules, *packaged]
     needed = dict(elf.libraries_of(files, interpreter.libraries))
+    if "libc.so.6" not in needed:
+        raise StepFailed(
+            f"{interpreter.executable.name} does not use the GNU C library, so it cannot be copied",
+            where="portable Python",
+            hint="set BUNDLER_PORTABLE_PYTHON=standalone to ship a ready-made Python",
+        )
     c_library = needed["libc.so.6"].parent
     for name in _GLIBC_EXTRAS:
         if (c_library / name).exists():
