@@ -1,25 +1,23 @@
 """Chooses among offers and orders the work. Reads nothing, writes nothing.
 
 The choice is exact: of all combinations of offers (one for each model) whose memory, RAM and disk
-fit the target, the one with the least predicted damage is taken; ties go to the smaller memory,
-then to the names, so the order in which plugins answer cannot matter.
+fit the target, the one with the least predicted damage is taken (see `choosing`), so the order in
+which plugins answer cannot matter.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from bundler.choosing import Limits, Load, Wanted, choose, rank
 from bundler.errors import DoesNotFit, Problem, RecipeError
 from bundler.hardware import Target
 from bundler.lock import Lock, LockedFile, Resolution
 from bundler.plan import Budget, Choice, FileInput, Offer, Plan, Step, StepInput
-from bundler.recipe import ModelRequest, Recipe, TargetRequest, VerifyOptions
+from bundler.recipe import Recipe, TargetRequest, VerifyOptions
 from bundler.value import format_bytes
 
-# What quality is worth by role: a chat model's damage weighs more than an embedder's.
-ROLE_WEIGHT = {"chat": 1.0, "code": 1.0, "draft": 0.1, "embed": 0.5, "rerank": 0.5}
 # FAT32 cannot hold a file of 4 GiB (Microsoft FAT32 File System Specification: 32-bit sizes).
 FAT32_MAX_FILE_BYTES = 2**32 - 1
 
@@ -42,15 +40,6 @@ def choose_target(request: TargetRequest, catalogue: Mapping[str, Target]) -> Ta
             hint=f"the catalogue has: {', '.join(sorted(catalogue))}",
         )
     return catalogue[request.use].model_copy(update=given)
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """One model of the recipe with everything that was offered for it."""
-
-    name: str
-    request: ModelRequest
-    offers: tuple[Offer, ...]
 
 
 def make_plan(
@@ -101,17 +90,13 @@ def make_plan(
 
 
 def _usable(name: str, offers: Iterable[Offer], formats: frozenset[str]) -> tuple[Offer, ...]:
-    found = tuple(sorted((o for o in offers if o.format in formats), key=_rank))
+    found = tuple(sorted((o for o in offers if o.format in formats), key=rank))
     if not found:
         raise DoesNotFit(
             f"models.{name}: none of the recipe's runtimes can load what its engine makes",
             hint="add a runtime for the format: see `bundler plugins`",
         )
     return found
-
-
-def _rank(offer: Offer) -> tuple[float, int, str, str]:
-    return (offer.quality, offer.memory.total_bytes, offer.quant, offer.kv_cache)
 
 
 def _left(limit: int | None, used: int) -> int | None:
@@ -123,105 +108,6 @@ def _accelerator_bytes(target: Target) -> int | None:
 
 
 # -- choosing ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What all models together may take. None is no limit of that kind."""
-
-    vram_bytes: int | None
-    """None when the target has no accelerator: everything then lies in RAM."""
-    ram_bytes: int
-    disk_bytes: int | None
-
-
-@dataclass(frozen=True)
-class _Load:
-    """What some models take together: residents add up, the largest on-demand one takes turns."""
-
-    vram: int = 0
-    vram_turn: int = 0
-    ram: int = 0
-    ram_turn: int = 0
-    disk: int = 0
-
-    def plus(self, request: ModelRequest, offer: Offer, limits: Limits) -> _Load:
-        need = offer.memory.total_bytes
-        on_gpu = limits.vram_bytes is not None and offer.gpu_layers != 0
-        vram, ram = (need, offer.memory.host_bytes) if on_gpu else (0, need)
-        resident = request.residency == "resident"
-        return _Load(
-            self.vram + (vram if resident else 0),
-            max(self.vram_turn, 0 if resident else vram),
-            self.ram + (ram if resident else 0),
-            max(self.ram_turn, 0 if resident else ram),
-            self.disk + offer.disk_bytes,
-        )
-
-    def fits(self, limits: Limits) -> bool:
-        return (
-            (limits.vram_bytes is None or self.vram + self.vram_turn <= limits.vram_bytes)
-            and self.ram + self.ram_turn <= limits.ram_bytes
-            and (limits.disk_bytes is None or self.disk <= limits.disk_bytes)
-        )
-
-    def against(self, limits: Limits) -> tuple[tuple[str, int, int | None], ...]:
-        """Return what is limited with what is needed of it and what there is."""
-        return (
-            ("VRAM", self.vram + self.vram_turn, limits.vram_bytes),
-            ("RAM", self.ram + self.ram_turn, limits.ram_bytes),
-            ("disk", self.disk, limits.disk_bytes),
-        )
-
-
-def choose(wanted: Sequence[Wanted], limits: Limits) -> dict[str, Offer] | None:
-    """Return the combination of least weighted damage that fits, None when there is none.
-
-    Depth first with two bounds: a branch ends when what is chosen no longer fits, or when even
-    the best offers for the rest cannot beat the best combination so far.
-    """
-    fronts = [_front(want, limits) for want in wanted]
-    weights = [ROLE_WEIGHT[want.request.role] for want in wanted]
-    best_rest = [0.0] * (len(wanted) + 1)
-    for index in reversed(range(len(wanted))):
-        best_rest[index] = best_rest[index + 1] + weights[index] * fronts[index][0].quality
-    best: tuple[tuple[float, int], tuple[Offer, ...]] | None = None
-
-    def descend(index: int, picked: tuple[Offer, ...], load: _Load, damage: float) -> None:
-        nonlocal best
-        if not load.fits(limits) or (best and damage + best_rest[index] > best[0][0] + 1e-12):
-            return
-        if index == len(wanted):
-            score = (damage, load.vram + load.ram)
-            if best is None or score < best[0]:
-                best = (score, picked)
-            return
-        for offer in fronts[index]:
-            descend(
-                index + 1,
-                (*picked, offer),
-                load.plus(wanted[index].request, offer, limits),
-                damage + weights[index] * offer.quality,
-            )
-
-    descend(0, (), _Load(), 0.0)
-    if best is None:
-        return None
-    return {want.name: offer for want, offer in zip(wanted, best[1], strict=True)}
-
-
-def _front(want: Wanted, limits: Limits) -> list[Offer]:
-    """Return the offers of a model that no other beats in memory, disk and quality, best first."""
-    kept: list[Offer] = []
-    for offer in sorted(want.offers, key=_rank):
-        if not any(
-            k.memory.total_bytes <= offer.memory.total_bytes
-            and k.disk_bytes <= offer.disk_bytes
-            and (limits.vram_bytes is None or k.gpu_layers == offer.gpu_layers)
-            for k in kept
-        ):
-            kept.append(offer)
-    return kept
 
 
 def _choose_or_explain(
@@ -248,7 +134,7 @@ def _shortfall(wanted: Sequence[Wanted], limits: Limits, target: Target) -> list
         want.name: min(want.offers, key=lambda offer: (offer.memory.total_bytes, offer.quant))
         for want in wanted
     }
-    load = _Load()
+    load = Load()
     for want in wanted:
         load = load.plus(want.request, smallest[want.name], limits)
     problems = []
@@ -298,8 +184,8 @@ def _explain(
 ) -> Choice:
     """Return the choice for one model with its runner-up and the reason."""
     offer = chosen[want.name]
-    better = [o for o in sorted(want.offers, key=_rank) if o.quality < offer.quality]
-    worse = [o for o in sorted(want.offers, key=_rank) if _rank(o) > _rank(offer)]
+    better = [o for o in sorted(want.offers, key=rank) if o.quality < offer.quality]
+    worse = [o for o in sorted(want.offers, key=rank) if rank(o) > rank(offer)]
     runner_up = better[-1] if better else worse[0] if worse else None
     if better:
         short = offer_shortage(wanted, {**chosen, want.name: better[-1]}, limits)
@@ -313,7 +199,7 @@ def _explain(
 
 def offer_shortage(wanted: Sequence[Wanted], chosen: Mapping[str, Offer], limits: Limits) -> str:
     """Say why a combination was not taken: which limit it breaks, and by how much."""
-    load = _Load()
+    load = Load()
     for want in wanted:
         load = load.plus(want.request, chosen[want.name], limits)
     for word, need, have in load.against(limits):
@@ -391,7 +277,7 @@ def _budgets(
     recipe: Recipe, lock: Lock, choices: Sequence[Choice], limits: Limits,
     steps: Sequence[Step], other_bytes: int,
 ) -> tuple[Budget, ...]:  # fmt: skip
-    load = _Load()
+    load = Load()
     for choice in choices:
         load = load.plus(recipe.models[choice.model], choice.offer, limits)
     downloads = {

@@ -21,6 +21,7 @@ from bundler.hardware import Target
 from bundler.hookspecs import CorpusKind, Engine, Maker, Runtime, Source
 from bundler.plan import Plan
 from bundler.proof import Proof
+from bundler.value import check_name
 
 BUILTIN = (
     "bundler.builtin.sources",
@@ -91,9 +92,9 @@ def load_plugins(extra: Iterable[ModuleType | object] = (), *, installed: bool =
     # pluggy's own loader skips a second plugin of the same entry-point name in silence and does
     # not say which one failed to import, so the loop is ours.
     for point in entry_points(group=ENTRY_POINT_GROUP) if installed else ():
-        manager.register(_import(point), _origin(point))
+        _register(manager, _import(point), _origin(point))
     for module in extra:
-        manager.register(module, getattr(module, "__name__", repr(module)))
+        _register(manager, module, getattr(module, "__name__", repr(module)))
     try:
         manager.check_pending()
     except pluggy.PluginValidationError as error:
@@ -116,6 +117,17 @@ def _import(point: EntryPoint) -> Any:
         raise PluginError(
             f"plugin {_origin(point)} cannot be imported: {type(error).__name__}: {error}",
             hint=f"repair or uninstall it: pip uninstall {getattr(point.dist, 'name', '…')}",
+        ) from error
+
+
+def _register(manager: pluggy.PluginManager, plugin: Any, origin: str) -> None:
+    """Register one plugin; say whose it is when pluggy refuses it (twice, or wrong arguments)."""
+    try:
+        manager.register(plugin, origin)
+    except (ValueError, pluggy.PluginValidationError) as error:
+        raise PluginError(
+            f"plugin {origin} cannot be registered: {error}",
+            hint="the hooks and their arguments are listed in docs/plugins.md",
         ) from error
 
 
@@ -154,10 +166,17 @@ def _collect(manager: pluggy.PluginManager) -> Plugins:
     return plugins
 
 
-def _answer(function: Any, plugin: str) -> Any:
+def _answer(function: Any, plugin: str) -> list[Any]:
+    """Return what a hook gives, each with a name that can be used."""
     try:
-        return function()
+        items = list(function())
     except Exception as error:
         raise PluginError(
             f"plugin {plugin} failed while registering: {type(error).__name__}: {error}"
         ) from error
+    for item in items:
+        try:
+            check_name(item.name)
+        except (AttributeError, TypeError, ValueError) as error:
+            raise PluginError(f"plugin {plugin} registers {item!r}: {error}") from error
+    return items

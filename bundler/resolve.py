@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from bundler.errors import BundlerError, LockError, Problem, SourceError
 from bundler.events import Note, StepFinished, StepStarted
 from bundler.lock import Lock, LockedFile, LockedModel, Resolution
 from bundler.plugins import Plugins
 from bundler.recipe import Recipe, SourceReference
+from bundler.transfer import read_range
 from bundler.value import digest, format_bytes, pretty_json
 from bundler.world import World
 
@@ -136,31 +137,9 @@ def lock_model(
     source = plugins.sources[reference.source]
 
     def read(file: LockedFile, start: int, length: int) -> bytes:
-        if world.store.has(file.sha256, file.size_bytes):
-            with world.store.object_path(file.sha256).open("rb") as stream:
-                stream.seek(start)
-                return stream.read(length)
-        if world.offline:
-            raise SourceError(f"{file.path} is needed for its header", hint="leave out --offline")
-        end = min(start + length, file.size_bytes)
-        with source.open(
-            file.addresses[0], start=start, end=end, validator=None, world=world
-        ) as stream:
-            return _exactly(stream.chunks, start - stream.start, end - start)
+        return read_range(source, file, start, length, world)
 
     return LockedModel(resolution=resolution, facts=engine.facts(resolution, read))
-
-
-def _exactly(chunks: Any, skip: int, length: int) -> bytes:
-    """Return `length` bytes after `skip` from a stream that may go on for ever."""
-    taken = bytearray()
-    for chunk in chunks:
-        part = chunk[skip:] if skip < len(chunk) else b""
-        skip = max(0, skip - len(chunk))
-        taken += part[: length - len(taken)]
-        if len(taken) >= length:
-            break
-    return bytes(taken)
 
 
 # -- the lock as a file ------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -62,6 +63,17 @@ def folder(arguments, report):
     import colorsys  # a module of the standard library that nothing has imported yet
 
     return colorsys.__file__
+
+
+def leave_a_grandchild(arguments, report):
+    subprocess.Popen(["sleep", "20"])
+    os._exit(5)
+
+
+def talk(arguments, report):
+    for number in range(600):
+        report(number, 600, "tokens")
+        time.sleep(0.06)
 
 
 def sleep(arguments, report):

@@ -57,7 +57,7 @@ class OfficialConverter:
         environment.pop("PYTHONPATH", None)
         done = subprocess.run(
             [self.python, "-c", RUN_JOBS, str(self.source)],
-            input=json.dumps(jobs), capture_output=True, text=True, env=environment, timeout=900,
+            input=json.dumps(jobs), capture_output=True, text=True, env=environment, timeout=1800,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-6000:]
 

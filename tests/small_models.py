@@ -327,6 +327,14 @@ def bert_shapes(config: Json) -> dict[str, tuple[int, ...]]:
     return shapes | {f"{n}.{end}": (hidden,) for n in norms for end in ("weight", "bias")}
 
 
+def old_bert_names(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Name tensors as checkpoints did that came from TensorFlow."""
+    return {
+        "bert." + name.replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta"): shape
+        for name, shape in shapes.items()
+    }
+
+
 def write_model(
     folder: Path, model: SmallModel, vocabularies: Path, seed: int = 0
 ) -> dict[str, Path]:
@@ -343,6 +351,8 @@ def write_model(
             path.write_text(text, encoding="utf-8")
     bert = model.config["model_type"] == "bert"
     shapes = bert_shapes(model.config) if bert else decoder_shapes(model)
+    if model.config["architectures"] == ["BertForMaskedLM"]:
+        shapes = old_bert_names(shapes) | {"cls.predictions.bias": (model.config["vocab_size"],)}
     write_weights(folder, random_tensors(shapes, seed), model.stored, model.shards)
     return list_files(folder)
 
@@ -632,6 +642,14 @@ SMALL_MODELS: dict[str, SmallModel] = {
             "1_Pooling/config.json": {"pooling_mode_lasttoken": True},
         },
         norms=True, prefix="",
+    ),
+    "gte-Qwen2-1.5B-instruct": SmallModel(
+        _config("Qwen2Model", "qwen2", 151936, tie_word_embeddings=True, is_causal=False),
+        lambda folder: qwen_files(folder) | {
+            "modules.json": [{"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}],
+            "1_Pooling/config.json": {"pooling_mode": "lasttoken"},
+        },
+        biases=True, prefix="",
     ),
     "deepseek-llm-7b-base": SmallModel(
         _config("LlamaForCausalLM", "llama", 102400, bos_token_id=100000, eos_token_id=100001),

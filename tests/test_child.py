@@ -79,6 +79,13 @@ def test_an_exit_without_an_answer_is_an_error():
         run("leave")
 
 
+def test_a_grandchild_that_holds_the_pipes_does_not_hold_us():
+    begun = time.monotonic()
+    with pytest.raises(StepFailed, match=r"exit code 5|longer than"):
+        run("leave_a_grandchild", timeout_seconds=5)
+    assert time.monotonic() - begun < 15
+
+
 def test_an_endless_log_line_is_cut():
     with pytest.raises(StepFailed, match="exit code 4") as caught:
         run("chatter")
@@ -90,10 +97,11 @@ def test_a_memory_limit_gives_does_not_fit_with_the_limit():
         run("run_out", {"bytes": 1 << 40}, memory_limit_bytes=1 << 30)
 
 
-def test_a_job_that_takes_too_long_is_ended():
+@pytest.mark.parametrize("job", ["sleep", "talk"])
+def test_a_job_that_takes_too_long_is_ended(job):
     begun = time.monotonic()
     with pytest.raises(StepFailed, match="longer than 1 s"):
-        run("sleep", {}, timeout_seconds=1)
+        run(job, {}, timeout_seconds=1)
     assert time.monotonic() - begun < 5
 
 

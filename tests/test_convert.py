@@ -32,6 +32,9 @@ from tests.small_models import (
 
 ROOT = Path(__file__).parent.parent
 
+# Setting up the official converter (once) and running it takes minutes on a busy machine.
+pytestmark = pytest.mark.timeout(2400)
+
 
 def quiet(done: int, total: int, unit: str) -> None:
     """A progress that shows nothing."""
@@ -365,6 +368,7 @@ REFUSED = {
     "layers absurd": (edit_json("config.json", num_hidden_layers=1 << 40), "num_hidden_layers"),
     "heads zero": (edit_json("config.json", num_attention_heads=0), "num_attention_heads is 0"),
     "fewer layers than weights": (edit_json("config.json", num_hidden_layers=1), "not part of this"),
+    "vocabulary of another size": (edit_json("config.json", vocab_size=301), "embeddings of 300 tokens"),
     "rows not of whole heads": (edit_json("config.json", num_key_value_heads=3), "not a multiple"),
     "rope scaling unknown": (edit_json("config.json", rope_scaling={"rope_type": "longrope"}),
                              "rope scaling 'longrope'"),

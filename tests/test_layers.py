@@ -15,7 +15,7 @@ compose
 resolve execute
 seal transfer
 verify planner report bom gates starters parallel recipe_file
-download part
+download part choosing
 builtin testing
 plugins
 hookspecs

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 
 from bundler.builtin.llamacpp.offers import make_offers
 from bundler.builtin.targets import CATALOGUE
+from bundler.choosing import ROLE_WEIGHT, Limits, Wanted, choose
 from bundler.errors import DoesNotFit, RecipeError
 from bundler.hardware import Target
 from bundler.lock import Lock, LockedFile, LockedModel, Resolution
 from bundler.plan import FileInput, Memory, Offer, StepInput
-from bundler.planner import ROLE_WEIGHT, Limits, Wanted, choose, choose_target, make_plan
+from bundler.planner import choose_target, make_plan
 from bundler.recipe import ModelRequest, Recipe
 from tests.real_shapes import REPOSITORIES
 from tests.shapes import facts_of

@@ -231,7 +231,7 @@ def test_a_file_that_ends_early_is_refused(tmp_path):
     [
         ("general.architecture", "no-such-model", UnsafeInput, "unknown model architecture"),
         ("llama.block_count", 4_000_000_000, (StepFailed, UnsafeInput), "LAYERS|SIG|layer"),
-        ("llama.embedding_length", 512, UnsafeInput, "wrong shape"),
+        ("llama.feed_forward_length", 1024, UnsafeInput, "wrong shape"),
     ],
 )
 def test_a_header_that_only_llama_cpp_refuses_is_an_error_with_its_words(

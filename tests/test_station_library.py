@@ -74,7 +74,8 @@ def test_a_stem_is_never_longer_than_its_word_decomposed(word):
         ("Where do I place a tourniquet?", "Tourniquet – How to use it"),
         ("How many times do I say mayday and the name of the boat?", "Mayday call – What to say"),
         ("my friend fell into a cold lake and is shivering what first aid can I give with blankets", "Hypothermia – First aid"),
-        ("Does boiling remove pesticides?", "Boiling – Limits"),
+        ("Does the heat remove pesticides?", "Boiling – Limits"),
+        ("my friend has a deep cut and it is bleeding a lot what can I do", "Tourniquet – How to use it"),
     ],
 )  # fmt: skip
 def test_the_passage_that_answers_comes_first(library, question, heading):

@@ -46,8 +46,11 @@ def test_a_chat_is_answered_whole(client):
 
 def test_a_chat_is_answered_as_a_stream(client):
     stream = client.chat.completions.create(model="chat", messages=say("one two"), stream=True)
-    pieces = [chunk.choices[0].delta.content or "" for chunk in stream]
+    chunks = list(stream)
+    pieces = [chunk.choices[0].delta.content or "" for chunk in chunks]
+    chunk_models = {chunk.model for chunk in chunks}
     assert "".join(pieces) == "You said: one two"
+    assert chunk_models == {"chat"}
     assert len(pieces) > 3
 
 

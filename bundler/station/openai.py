@@ -103,7 +103,11 @@ class OpenAiApi:
                 data = await reply.whole()
                 if reply.status >= 400:
                     raise _upstream_error(reply.status, data)
-                return Response(data, reply.status, media_type="application/json")
+                return Response(
+                    _with_model(data, server.entry.name),
+                    reply.status,
+                    media_type="application/json",
+                )
 
     async def _stream(
         self, server: ModelServer, path: str, body: dict[str, Any]
@@ -116,19 +120,42 @@ class OpenAiApi:
                     yield f": position {position}\n\n".encode()
                 endpoint = await self.fleet.ready(server)
                 reply = await stack.enter_async_context(ask(endpoint, "POST", path, body))
-                async for chunk in _checked(reply):
-                    yield chunk
+                async for line in _lines(reply):
+                    yield _with_event_model(line, server.entry.name)
         except ModelUnavailable as error:
             yield _event(ApiError(503, str(error), code="model_unavailable"))
         except ApiError as error:
             yield _event(error)
 
 
-async def _checked(reply: Reply) -> AsyncIterator[bytes]:
+async def _lines(reply: Reply) -> AsyncIterator[bytes]:
+    """Yield a stream's lines, each with its end; raise ApiError when it was refused."""
     if reply.status >= 400:
         raise _upstream_error(reply.status, await reply.whole())
+    pending = b""
     async for chunk in reply.chunks():
-        yield chunk
+        *lines, pending = (pending + chunk).split(b"\n")
+        for line in lines:
+            yield line + b"\n"
+    if pending:
+        yield pending
+
+
+def _with_event_model(line: bytes, name: str) -> bytes:
+    if not line.startswith(b"data: {"):
+        return line
+    return b"data: " + _with_model(line[6:], name) + b"\n"
+
+
+def _with_model(data: bytes, name: str) -> bytes:
+    """Return an answer that names the model as the bundle does, not by its file's path."""
+    try:
+        value = json.loads(data)
+    except ValueError:
+        return data
+    if isinstance(value, dict) and "model" in value:
+        value["model"] = name
+    return json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
 
 
 async def _body(request: Request) -> dict[str, Any]:

@@ -27,8 +27,9 @@ WORDS_IN_PAIRS = 4
 SMALLEST_SHARE = 0.33
 """A passage must carry this share of the question's weight in rare words: one of three words that
 are equally rare, never one common word alone."""
-ENOUGH_WORDS = 1.5
-"""… but so many of the rarest word's weight always suffice: people in need write long questions."""
+ENOUGH_RARE = 0.5
+"""… but one word half as rare as the question's rarest always suffices: people in need write long
+questions, and of "my friend has a deep cut, it is bleeding a lot" one word may be what counts."""
 MOST_FROM_ONE_ARTICLE = 2
 SAME_TEXT_OVERLAP = 0.8
 """Passages sharing this share of their words (Jaccard) say the same; the better one is kept."""
@@ -125,6 +126,8 @@ def _read(corpus: Corpus, path: str) -> list[Passage]:
         return []  # One damaged article must not cost the answer; opening it says what is wrong.
     if content is None or not content.media_type.startswith("text/html"):
         return []
+    if content.path == corpus.main_path:
+        return []  # A list of everything has all words and answers nothing.
     blocks = read_blocks(bytes(content.data))
     title = content.title or next((b.text for b in blocks if b.heading_level), content.path)
     return passages_of(corpus.entry.name, content.path, title, blocks)
@@ -146,7 +149,7 @@ def rank(
     whole = sum(weights.values())
     if not candidates or not whole:
         return []
-    needed = min(smallest_share * whole, ENOUGH_WORDS * max(weights.values()))
+    needed = min(smallest_share * whole, ENOUGH_RARE * max(weights.values()))
     texts = [Counter(stems_of(passage.text)) for passage in candidates]
     average = sum(text.total() for text in texts) / len(texts) or 1.0
     ranked = []

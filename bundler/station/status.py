@@ -15,6 +15,13 @@ from bundler.station.problems import CorpusUnreadable
 
 CHAT_ROLES = ("chat", "code")
 EXAMPLES = 4
+LANGUAGES = {
+    "ara": "Arabic", "deu": "German", "eng": "English", "fas": "Persian", "fra": "French",
+    "hin": "Hindi", "ita": "Italian", "jpn": "Japanese", "nld": "Dutch", "pol": "Polish",
+    "por": "Portuguese", "rus": "Russian", "spa": "Spanish", "swa": "Swahili", "tur": "Turkish",
+    "ukr": "Ukrainian", "zho": "Chinese",
+}  # fmt: skip
+"""Names of the languages corpora mostly come in (ISO 639-3); others are shown by their code."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +120,8 @@ class StatusLine:
         return [
             {
                 "name": corpus.entry.name, "title": corpus.entry.title,
-                "language": corpus.entry.language, "articles": corpus.articles,
+                "language": LANGUAGES.get(corpus.entry.language, corpus.entry.language),
+                "articles": corpus.articles,
                 "available": corpus.available, "full_text": corpus.has_full_text,
                 "reason": corpus.reason, "main_path": corpus.main_path,
             }

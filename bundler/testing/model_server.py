@@ -133,7 +133,7 @@ class _Handler(BaseHTTPRequestHandler):
         if messages and "CRASH" in messages[-1]["content"]:
             os._exit(3)
         text = answer_to(messages)
-        head = {"id": "chatcmpl-fake", "created": 0, "model": str(body.get("model", "fake"))}
+        head = {"id": "chatcmpl-fake", "created": 0, "model": "/some/path/model.gguf"}
         usage = {"prompt_tokens": 1, "completion_tokens": len(pieces_of(text)), "total_tokens": 2}
         if not body.get("stream"):
             time.sleep(LATE_SECONDS if "LATE" in text else self.server.delay_seconds)

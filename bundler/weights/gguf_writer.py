@@ -19,6 +19,7 @@ from bundler.weights.gguf import (
 )
 
 _TYPE_NUMBERS = {name: number for number, name in enumerate(VALUE_TYPES)}
+_LENGTH = struct.Struct("<Q").pack
 Scalar = int | float | bool | str | bytes
 
 
@@ -55,7 +56,7 @@ def _string(value: Scalar) -> bytes:
     if not isinstance(value, (str, bytes)):
         raise TypeError(f"{value!r} is not text")
     raw = value.encode() if isinstance(value, str) else value
-    return struct.pack("<Q", len(raw)) + raw
+    return _LENGTH(len(raw)) + raw
 
 
 def _encode_value(given: GgufField) -> bytes:

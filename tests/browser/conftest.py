@@ -80,17 +80,28 @@ class Watched:
         self.context = browser.new_context(**options)
         self.page = self.context.new_page()
         self.dialogs, self.errors, self.requests = [], [], []
+        self.blocked: list[str] = []
         self.context.on("request", lambda request: self.requests.append(request.url))
+        self.context.on("requestfailed", self._failed)
         self.page.on(
             "dialog", lambda dialog: (self.dialogs.append(dialog.message), dialog.dismiss())
         )
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.set_default_timeout(15_000)
 
+    def _failed(self, request):
+        if request.failure == "csp":
+            self.blocked.append(request.url)
+
     def beyond(self, *ports):
-        """Requests that went anywhere but to these ports of this machine."""
-        ours = tuple(f"http://127.0.0.1:{port}/" for port in ports)
-        return [url for url in self.requests if not url.startswith((*ours, "data:", "blob:"))]
+        """Requests that went anywhere but to these ports of this machine.
+
+        Those the page's policy stopped are seen here as requests too, but never left.
+        """
+        ours = (*(f"http://127.0.0.1:{port}/" for port in ports), "data:", "blob:")
+        return [
+            url for url in self.requests if not url.startswith(ours) and url not in self.blocked
+        ]
 
     def scripted(self):
         """Addresses of frames in which a vector set its mark."""

@@ -183,13 +183,13 @@ def test_every_control_has_a_name_and_targets_are_large_enough(one):
     finished(page)
     nameless = page.evaluate(
         """[...document.querySelectorAll('button, a, input, select, textarea, summary')]
-        .filter(e => e.offsetParent && !(e.getAttribute('aria-label') || e.innerText || e.labels?.length || e.title))
+        .filter(e => e.checkVisibility() && !(e.getAttribute('aria-label') || e.innerText || e.labels?.length || e.title))
         .map(e => e.outerHTML)"""
     )
     assert nameless == []
     small = page.evaluate(
         """[...document.querySelectorAll('button, .source, summary, .main-nav a')]
-        .filter(e => e.offsetParent && e.getBoundingClientRect().height < 35).map(e => e.outerHTML)"""
+        .filter(e => e.checkVisibility() && e.getBoundingClientRect().height < 35).map(e => e.outerHTML)"""
     )
     assert small == []
 
@@ -374,7 +374,7 @@ def test_signing_in_from_another_computer(watched, tmp_path):
 @pytest.mark.parametrize(
     ("name", "options"),
     [("desktop", DESKTOP), ("dark", {**DESKTOP, "color_scheme": "dark"}), ("phone", PHONE),
-     ("phone-dark", {**PHONE, "color_scheme": "dark"})],
+     ("dark-phone", {**PHONE, "color_scheme": "dark"})],
 )  # fmt: skip
 def test_pictures_of_the_pages_are_taken(watched, station, screenshots, name, options):
     """Look at them: BUNDLER_SCREENSHOTS=build/screenshots names a folder that stays."""

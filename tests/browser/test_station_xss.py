@@ -127,7 +127,8 @@ def test_hostile_search_terms_are_inert(watched, hostile, trap):
 def test_hostile_articles_are_inert_in_the_reader(watched, hostile, trap):
     one = watched()
     for n, vector in enumerate(vectors(trap.port)):
-        for path in (f"raw/{n}.html", f"titled/{n}.html"):
+        # Every vector as it is, and every fourth through the page's own title and headings too.
+        for path in (f"raw/{n}.html", f"titled/{n}.html")[: 2 if n % 4 == 0 else 1]:
             one.page.goto(hostile.url + f"read/bad/{path}?passage=0-1")
             one.page.wait_for_selector("iframe")
             assert_clean(one, hostile, trap, vector)

@@ -13,13 +13,16 @@
 Everything a stranger wrote is taken apart in a child process with limits of memory and time, and
 goes through one sanitiser on its way into the ZIM. No article has scripts, so a ZIM made here
 needs none, and a reader may forbid them.
+
+For plugins: `build_zim` makes the ZIM of whatever a corpus kind has turned into documents, and
+`zim_tool` is its part of the kind's fingerprint.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bundler.builtin.knowledge.folder import FolderCorpus
+from bundler.builtin.knowledge.folder import FolderCorpus, build_zim, zim_tool
 from bundler.builtin.knowledge.zim import ZimCorpus
 from bundler.hookspecs import CorpusKind, hookimpl
 
@@ -28,3 +31,6 @@ from bundler.hookspecs import CorpusKind, hookimpl
 def bundler_corpora() -> Sequence[CorpusKind]:
     """Give the two kinds we ship: `folder` and `zim`."""
     return [FolderCorpus(), ZimCorpus()]
+
+
+__all__ = ["FolderCorpus", "ZimCorpus", "build_zim", "bundler_corpora", "zim_tool"]

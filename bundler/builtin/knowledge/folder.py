@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,37 +60,65 @@ class FolderCorpus:
 
     def tool(self) -> str:
         """Return the versions of everything that shapes the bytes of the ZIM."""
-        from importlib.metadata import version
-
-        packages = ("libzim", "markdown-it-py", "nh3", "pypdfium2", "selectolax")
-        parts = [
-            f"bundler {bundler.__version__}",
-            *(f"{name} {version(name)}" for name in packages),
-        ]
-        return "; ".join(parts)
+        return zim_tool()
 
     def run(self, task: Task) -> Mapping[str, Any]:
-        """Make `corpus.zim` from the inputs.
+        """Make `corpus.zim` from the inputs; raises what `build_zim` raises."""
+        return build_zim(task.inputs, task).model_dump(mode="json")
 
-        Raises:
-            DoesNotFit: the disk is full.
-            StepFailed: no document could be read, or the finished file fails its checks.
-            UnsafeInput: a path that must not be used.
-        """
-        options = FolderOptions.model_validate(dict(task.parameters))
-        _check_names(task.inputs)
-        shelf = sort_files(task.inputs)
-        steps = _Advance(task.progress, len(shelf.documents))
-        store = task.world.store
-        with full_disk_is_an_error(store.root, "the pages of a corpus"), store.scratch() as spool:
-            reading = read_documents(shelf.documents, task.inputs, spool, steps.part(0.6))
-            read_media(shelf.media, task.inputs, spool, reading)
-            _refuse_nothing(reading)
-            dead = _write(task.output / "corpus.zim", options, reading, steps.part(0.3))
-            found = read_back(
-                task.output / "corpus.zim", reading.pages, reading.frequency, steps.part(0.1)
-            )
-        return _coverage(options, shelf, reading, found, dead).model_dump(mode="json")
+
+def zim_tool() -> str:
+    """Return the versions of everything that shapes the bytes `build_zim` writes.
+
+    Part of the `tool()` of every corpus kind that ends in `build_zim`.
+    """
+    from importlib.metadata import version
+
+    packages = ("libzim", "markdown-it-py", "nh3", "pypdfium2", "selectolax")
+    parts = [f"bundler {bundler.__version__}", *(f"{name} {version(name)}" for name in packages)]
+    return "; ".join(parts)
+
+
+def build_zim(
+    documents: Mapping[str, Path], task: Task, *, titles: Mapping[str, str] | None = None
+) -> Coverage:
+    """Leave `corpus.zim` of `documents` in the task's output folder; return what became of them.
+
+    The same for every corpus kind: reads in a child process with limits, sanitises, rewrites
+    links, indexes, writes the same bytes every time, reads the file back.
+
+    Args:
+        documents: relative path → file: Markdown, HTML, text and PDF become articles; images,
+            audio and video are kept. `a/b.md` becomes the article `a/b.html`; links among them
+            are by their paths here. Nothing is written to the files.
+        task: the step of the corpus kind: its parameters (see `FolderOptions`), output,
+            progress and world.
+        titles: path of a document → its title, where that is known better than it says itself.
+
+    Raises:
+        DoesNotFit: the disk is full.
+        StepFailed: no document could be read, or the finished file fails its checks.
+        UnsafeInput: a path that must not be used.
+    """
+    options = FolderOptions.model_validate(dict(task.parameters))
+    _check_names(documents)
+    shelf = sort_files(documents)
+    steps = _Advance(task.progress, len(shelf.documents))
+    store = task.world.store
+    with full_disk_is_an_error(store.root, "the pages of a corpus"), store.scratch() as spool:
+        reading = read_documents(shelf.documents, documents, spool, steps.part(0.6))
+        reading.pages[:] = [_retitled(page, titles or {}) for page in reading.pages]
+        read_media(shelf.media, documents, spool, reading)
+        _refuse_nothing(reading)
+        dead = _write(task.output / "corpus.zim", options, reading, steps.part(0.3))
+        found = read_back(
+            task.output / "corpus.zim", reading.pages, reading.frequency, steps.part(0.1)
+        )
+    return _coverage(options, shelf, reading, found, dead)
+
+
+def _retitled(page: Page, titles: Mapping[str, str]) -> Page:
+    return replace(page, title=titles.get(page.document.source, page.title))
 
 
 class _Advance:

@@ -11,6 +11,7 @@ stays open while the child works: when it closes, its parent is gone and the chi
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -73,48 +74,26 @@ def run_child(
         StepFailed: it crashed, was killed, broke the protocol or took longer than the timeout.
     """
     oom_kills = _kernel_oom_kills()
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-c", _START, str(_PACKAGE_ROOT)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**environment, **_CHILD_ENVIRONMENT},
-        start_new_session=True,  # Ctrl-C reaches us only; we end the child in our own order
-    )
-    assert process.stdin
-    assert process.stdout
-    assert process.stderr
-    log = _Log(process.stderr)
-    messages = _Messages(process.stdout)
-    request = {
-        "job": job,
-        "arguments": arguments,
-        "parent": os.getpid(),
-        "memory_limit_bytes": memory_limit_bytes,
-    }
     deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+    child = _Child(environment)
     try:
-        _send(process.stdin, request)
-        answer = _follow(messages, progress, deadline)
+        child.send(job, arguments, memory_limit_bytes)
+        answer = _follow(child, progress, deadline)
         if answer is None:
-            _wait(process, deadline)
+            child.wait(deadline)
     except _TooLate:
-        _stop(process)
-        log.join()
         raise StepFailed(
             f"the child process for {_title(job)} took longer than {timeout_seconds:.0f} s"
-            + log.tail(),
+            + child.log.tail(),
             hint="run it again on an idle machine, or with less text",
         ) from None
     finally:
-        _stop(process)
-        log.join()
-        for stream in (process.stdin, process.stdout, process.stderr):
-            _close(stream)
+        child.end()
     if answer is None:
-        raise _death(process.returncode, job, log, oom_kills, memory_limit_bytes)
+        code = child.process.returncode
+        raise _death(code, job, child.log, oom_kills, memory_limit_bytes)
     if "error" in answer:
-        raise _reported(answer["error"], job, log, memory_limit_bytes)
+        raise _reported(answer["error"], job, child.log, memory_limit_bytes)
     return answer["result"]
 
 
@@ -127,18 +106,14 @@ class _Log:
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._lines: deque[str] = deque(maxlen=LOG_LINES)
-        self._thread = threading.Thread(target=self._read, args=(stream,), daemon=True)
-        self._thread.start()
+        self.thread = threading.Thread(target=self._read, args=(stream,), daemon=True)
+        self.thread.start()
 
     def _read(self, stream: IO[bytes]) -> None:
         while line := stream.readline(LINE_BYTES):
             text = line.decode("utf-8", "replace").rstrip()
             if text:
                 self._lines.append("".join(c if c.isprintable() else " " for c in text))
-
-    def join(self) -> None:
-        # A grandchild may hold the pipe: do not wait for it.
-        self._thread.join(timeout=_STOP_SECONDS)
 
     def tail(self) -> str:
         """Return the last lines, indented, ready to follow a message."""
@@ -150,12 +125,30 @@ class _Log:
         return any(sign in text for sign in _OUT_OF_MEMORY)
 
 
+_NOTHING_YET: dict[str, Any] = {}
+
+
 class _Messages:
     """The child's JSON lines, handed over through a queue so that waiting can have a deadline."""
 
     def __init__(self, stream: IO[bytes]) -> None:
-        self.queue: queue.Queue[dict[str, Any] | None] = queue.Queue()
-        threading.Thread(target=self._read, args=(stream,), daemon=True).start()
+        self._queue: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        self.thread = threading.Thread(target=self._read, args=(stream,), daemon=True)
+        self.thread.start()
+
+    def next(self, process: subprocess.Popen[bytes]) -> dict[str, Any] | None:
+        """Wait a little for a message: `_NOTHING_YET`, or None when there will be none any more."""
+        try:
+            return self._queue.get(timeout=_TICK_SECONDS)
+        except queue.Empty:
+            if process.poll() is None:
+                return _NOTHING_YET
+        # It is gone, though a grandchild may hold its pipe open: take what it still said.
+        self.thread.join(timeout=_STOP_SECONDS)
+        try:
+            return self._queue.get_nowait()
+        except queue.Empty:
+            return None
 
     def _read(self, stream: IO[bytes]) -> None:
         try:
@@ -163,63 +156,87 @@ class _Messages:
                 message = json.loads(line)
                 if not isinstance(message, dict):
                     break
-                self.queue.put(message)
+                self._queue.put(message)
         except ValueError:  # not JSON: something is broken, which the missing answer will say
             return
         finally:
-            self.queue.put(None)
+            self._queue.put(None)
 
 
-def _send(stream: IO[bytes], request: Mapping[str, Any]) -> None:
-    try:
-        stream.write(json.dumps(request).encode() + b"\n")
-        stream.flush()
-    except BrokenPipeError:
-        return  # it died at once: its return code and log tell more than the pipe does
+class _Child:
+    """The process with its pipes."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-c", _START, str(_PACKAGE_ROOT)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**environment, **_CHILD_ENVIRONMENT},
+            start_new_session=True,  # Ctrl-C reaches us only; we end the child in our own order
+        )
+        assert self.process.stdin
+        assert self.process.stdout
+        assert self.process.stderr
+        self._pipes = (self.process.stdin, self.process.stdout, self.process.stderr)
+        self.messages = _Messages(self.process.stdout)
+        self.log = _Log(self.process.stderr)
+
+    def send(self, job: str, arguments: Json, memory_limit_bytes: int | None) -> None:
+        """Write the request; stdin stays open as the sign that we live."""
+        request = {
+            "job": job,
+            "arguments": arguments,
+            "parent": os.getpid(),
+            "memory_limit_bytes": memory_limit_bytes,
+        }
+        try:
+            self._pipes[0].write(json.dumps(request).encode() + b"\n")
+            self._pipes[0].flush()
+        except BrokenPipeError:
+            return  # it died at once: its return code and log tell more than the pipe does
+
+    def wait(self, deadline: float | None) -> None:
+        """Let a child that closed its stdout end by itself, so that its own code is seen."""
+        left = 10.0 if deadline is None else max(0.1, deadline - time.monotonic())
+        try:
+            self.process.wait(timeout=min(10.0, left))
+        except subprocess.TimeoutExpired:
+            raise _TooLate from None
+
+    def end(self) -> None:
+        """End the process if it still runs, and whatever it started, within two seconds."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(timeout=_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        # It led a session of its own: a grandchild would hold the pipes open.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.messages.thread.join()
+        self.log.thread.join()
+        for pipe in self._pipes:
+            with contextlib.suppress(BrokenPipeError):  # bytes for a dead reader
+                pipe.close()
 
 
 def _follow(
-    messages: _Messages, progress: Callable[..., None] | None, deadline: float | None
+    child: _Child, progress: Callable[..., None] | None, deadline: float | None
 ) -> dict[str, Any] | None:
     """Pass progress on until the answer comes; None when the child ends without one."""
     while True:
-        try:
-            message = messages.queue.get(timeout=_TICK_SECONDS)
-        except queue.Empty:
-            if deadline is not None and time.monotonic() > deadline:
-                raise _TooLate from None
+        if deadline is not None and time.monotonic() > deadline:
+            raise _TooLate
+        message = child.messages.next(child.process)
+        if message is _NOTHING_YET:
             continue
         if message is None or "result" in message or "error" in message:
             return message
         if progress is not None and "progress" in message:
             progress(*message["progress"])
-
-
-def _wait(process: subprocess.Popen[bytes], deadline: float | None) -> None:
-    """Let a child that closed its stdout end by itself, so that its own return code is seen."""
-    left = 10.0 if deadline is None else max(0.1, deadline - time.monotonic())
-    try:
-        process.wait(timeout=min(10.0, left))
-    except subprocess.TimeoutExpired:
-        raise _TooLate from None
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is not None:
-        return
-    process.terminate()
-    try:
-        process.wait(timeout=_STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
-def _close(stream: IO[bytes]) -> None:
-    try:
-        stream.close()
-    except BrokenPipeError:
-        return  # bytes for a dead reader
 
 
 def _title(job: str) -> str:

@@ -15,7 +15,7 @@ from bundler.errors import PluginError, ProofFailed
 from bundler.hookspecs import Task
 from bundler.proof import Device, Proof, Quality, Speed
 from bundler.store import hash_file
-from bundler.value import pretty_json
+from bundler.value import format_bytes, pretty_json
 
 JOBS = "bundler.builtin.llamacpp"
 WINDOW_TOKENS = 512
@@ -51,9 +51,11 @@ def prove(task: Task) -> dict[str, Any]:
         quality = _compare(task, parameters, settings, notes, gpu=gpu)
     else:
         cosine = _compare_vectors(task, parameters, settings, notes, gpu=gpu)
+    device = Device(**measured["device"])
+    notes += _memory_note(device, int(parameters["predicted_memory_bytes"]))
     proof = Proof(
         model_sha256=hash_file(task.inputs["model.gguf"]),
-        device=Device(**measured["device"]),
+        device=device,
         settings=settings,
         predicted_memory_bytes=int(parameters["predicted_memory_bytes"]),
         quality=quality,
@@ -65,6 +67,16 @@ def prove(task: Task) -> dict[str, Any]:
     )
     (task.output / "proof.json").write_text(pretty_json(proof), encoding="utf-8")
     return proof.model_dump(mode="json")
+
+
+def _memory_note(device: Device, predicted_bytes: int) -> list[str]:
+    """Say so when the model takes more than the plan said: the plan's arithmetic is then wrong."""
+    if not 0 < predicted_bytes < device.peak_memory_bytes:
+        return []
+    return [
+        f"peak memory {format_bytes(device.peak_memory_bytes)} ({device.peak_memory_source}) is "
+        f"more than the plan's {format_bytes(predicted_bytes)}"
+    ]
 
 
 def _gpu_is_there(task: Task, require: str) -> bool:

@@ -37,7 +37,8 @@ function showSources(view, cited) {
   const used = cited ? items.filter((item) => cited.includes(item.number)) : items;
   const rest = items.filter((item) => !used.includes(item));
   const parts = [];
-  if (used.length) parts.push(el("h3", {}, used.length === 1 ? "Source" : "Sources"), el("ol", {}, ...used.map(sourceCard)));
+  const heading = cited ? (used.length === 1 ? "Source" : "Sources") : "Found in the library";
+  if (used.length) parts.push(el("h3", {}, heading), el("ol", {}, ...used.map(sourceCard)));
   if (rest.length) {
     const label = used.length ? `${rest.length} more passage${rest.length === 1 ? " was" : "s were"} read` : "Passages that were read";
     parts.push(el("details", {}, el("summary", {}, label), el("ol", {}, ...rest.map(sourceCard))));
@@ -100,8 +101,9 @@ function take(view, event) {
       break;
     case "text":
       view.note.textContent = "";
+      // Rendering drops a space at the end; the words must not grow together.
+      view.tail ??= lastParagraph(view.body).appendChild(el("span", { class: "tail" }, /\s$/.test(message.content) ? " " : ""));
       message.content += event.text;
-      view.tail ??= view.body.appendChild(el("span", { class: "tail" }));
       view.tail.append(event.text);
       break;
     case "html":
@@ -123,6 +125,9 @@ function take(view, event) {
       break;
   }
 }
+
+// Text that comes after the last rendering goes on in its last paragraph, not in a new one.
+const lastParagraph = (body) => (body.lastElementChild?.tagName === "P" ? body.lastElementChild : body);
 
 function nothingFound(view) {
   const asked = current.messages[view.index - 1]?.content ?? "";

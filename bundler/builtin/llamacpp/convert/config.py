@@ -101,7 +101,8 @@ def rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(found, Mapping):
         raise UnsafeInput(f"rope_scaling is {found!r}, not an object", where=FILE)
     rope = dict(found)
-    rope.setdefault("rope_theta", config.get("rope_theta"))
+    for key in ("rope_theta", "original_max_position_embeddings"):
+        rope.setdefault(key, config.get(key))
     if "rope_type" not in rope and "type" in rope:
         rope["rope_type"] = rope["type"]
     if rope.get("rope_type") is not None and not isinstance(rope["rope_type"], str):

@@ -79,5 +79,10 @@ def _output(
     shape = tensor.shape
     if not shape or 0 in shape or prod(shape) >= 1 << 48 or len(shape) > 4:
         raise UnsafeInput(f"tensor {tensor.name!r} has the shape {list(shape)}", where=tensor.file)
+    if name == "token_embd.weight" and shape[0] != config["vocab_size"]:
+        raise UnsafeInput(
+            f"there are embeddings of {shape[0]} tokens, vocab_size is {config['vocab_size']}",
+            where="config.json",
+        )
     plan = TensorPlan(name, output_type(name, shape, wanted), shape)
     return OutputTensor(plan, tensor, family.reorder(config, name, shape[0]))

@@ -42,6 +42,8 @@ def model_fields(architecture: str, config: Mapping[str, Any], file_type: str) -
     for key, name in _WHOLE:
         if (value := optional_whole(config, key)) is not None:
             fields[name] = field("UINT32", value)
+    if config.get("is_causal") is False:
+        fields["attention.causal"] = field("BOOL", False)
     fields |= _rope_fields(config)
     for key, name in (
         ("rms_norm_eps", "layer_norm_rms_epsilon"),
@@ -63,7 +65,7 @@ def _rope_fields(config: Mapping[str, Any]) -> Fields:
     if kind in ("linear", "yarn") and rope.get("factor") is not None:
         fields["rope.scaling.type"] = field("STRING", kind)
         fields["rope.scaling.factor"] = field("FLOAT32", number(rope, "factor") or 0.0)
-        fields |= _yarn_fields(config, rope) if kind == "yarn" else {}
+        fields |= _yarn_fields(rope) if kind == "yarn" else {}
     elif kind not in (None, "default", "llama3", "linear", "yarn"):
         raise UnsafeInput(
             f"rope scaling {kind!r} is not one of linear, llama3 and yarn", where=FILE,
@@ -74,14 +76,10 @@ def _rope_fields(config: Mapping[str, Any]) -> Fields:
     return fields
 
 
-def _yarn_fields(config: Mapping[str, Any], rope: Mapping[str, Any]) -> Fields:
-    original = rope.get("original_max_position_embeddings")
-    if original is None:
-        original = config.get("original_max_position_embeddings")
-    source = {"original_max_position_embeddings": original}
+def _yarn_fields(rope: Mapping[str, Any]) -> Fields:
     fields = {
         "rope.scaling.original_context_length": field(
-            "UINT32", whole(source, "original_max_position_embeddings")
+            "UINT32", whole(rope, "original_max_position_embeddings")
         )
     }
     attention = "attention_factor" if "attention_factor" in rope else "attn_factor"

@@ -19,7 +19,8 @@ FILE = "tokenizer.model"
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 """Types of tokens (`gguf.TokenType`)."""
 
-MAX_TOKENS = 1 << 22
+MAX_TOKENS = 1 << 20
+"""The largest real vocabularies have 262,144 tokens."""
 
 
 class Token(NamedTuple):

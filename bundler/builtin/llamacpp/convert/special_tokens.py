@@ -18,6 +18,8 @@ from bundler.builtin.llamacpp.convert.fields import Fields
 from bundler.errors import UnsafeInput
 from bundler.weights import field
 
+_SPACE = chr(ord(" ") + 256)
+
 KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 
 _ID_KEYS = {
@@ -246,10 +248,11 @@ def _merge_fields(checkpoint: Checkpoint, tokenizer: Mapping[str, Any]) -> Field
 def _merge_line(merge: Any) -> str:
     if isinstance(merge, str):
         return merge
-    if not isinstance(merge, list) or len(merge) != 2 or not all(isinstance(m, str) for m in merge):
-        raise UnsafeInput(f"{merge!r} is not a merge of two tokens", where="tokenizer.json")
-    # Merges are written as a pair with a space between: spaces inside are spelt as GPT-2 does.
-    return " ".join(part.replace(" ", chr(ord(" ") + 256)) for part in merge)
+    match merge:
+        case [str(left), str(right)]:
+            # A space stands between the two: spaces inside are spelt as GPT-2 does.
+            return f"{left.replace(' ', _SPACE)} {right.replace(' ', _SPACE)}"
+    raise UnsafeInput(f"{merge!r} is not a merge of two tokens", where="tokenizer.json")
 
 
 def _template_fields(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Fields:

@@ -78,7 +78,7 @@ class NameMap:
         if name.endswith(_SKIPPED) or any(pattern.match(name) for pattern in self._ignored):
             return None
         base, dot, suffix = name.removeprefix(self._prefix).rpartition(".")
-        found = re.search(r"(?:^|\.)(\d+)(?:\.|$)", base)
+        found = re.search(r"(?:^|\.)(0|[1-9]\d{0,5})(?=\.|$)", base)
         pattern = base
         if found is not None:
             if int(found[1]) >= layers:
