@@ -2,8 +2,8 @@
 
 The combination of least weighted damage among all that fit. Branch and bound: a Lagrangian bound
 (every limit priced, so that each model can be judged alone) cuts branches that cannot win, the
-least that the remaining models need cuts those that cannot fit, and a branch that arrives with
-the same needs as an earlier one, but no less damage, ends. Models and offers are sorted first, so
+least that the remaining models need cuts those that cannot fit, and of two branches over the same
+models the one that takes no less and harms no less ends. Models and offers are sorted first, so
 the order in which plugins answer cannot matter.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from bundler.plan import Offer
 from bundler.recipe import ModelRequest
@@ -19,6 +20,8 @@ from bundler.recipe import ModelRequest
 ROLE_WEIGHT = {"chat": 1.0, "code": 1.0, "draft": 0.1, "embed": 0.5, "rerank": 0.5}
 _PRICE_ROUNDS = 3
 _PRICE_STEPS = 30
+_DIVE_STEPS = 2000
+_COMPARED = 64
 _NOTHING_BETTER = 1e-12
 
 
@@ -188,6 +191,44 @@ def _capped(model: _Model, memory: int, cap: int) -> _Model:
     return _Model(model.name, resident=False, options=_front(inside))
 
 
+@dataclass(frozen=True, slots=True)
+class _State:
+    """Options picked for the first few models, with what they take together."""
+
+    sums: _Sums = (0, 0, 0)
+    turns: _Sums = (0, 0, 0)
+    damage: float = 0.0
+    price: float = 0.0
+    picked: _Picked | None = None
+
+    def with_option(self, option: _Option, price: float, *, resident: bool) -> _State:
+        """Return the state with one more model's option."""
+        v, r, d = option.needs
+        sums, turns = self.sums, self.turns
+        if resident:
+            sums = (sums[0] + v, sums[1] + r, sums[2] + d)
+        else:
+            sums = (sums[0], sums[1], sums[2] + d)
+            turns = (max(turns[0], v), max(turns[1], r), 0)
+        picked = _Picked(option, self.picked)
+        return _State(sums, turns, self.damage + option.damage, self.price + price, picked)
+
+    def options(self) -> tuple[_Option, ...]:
+        """Return the options picked, in the order of their models."""
+        found, link = [], self.picked
+        while link is not None:
+            found.append(link.option)
+            link = link.before
+        return tuple(reversed(found))
+
+
+class _Picked(NamedTuple):
+    """One option and those picked before it."""
+
+    option: _Option
+    before: _Picked | None
+
+
 class _Search:
     """The search under fixed limits. Holds what does not change during it."""
 
@@ -195,7 +236,13 @@ class _Search:
         self._models = models
         self._limits = limits
         self._shares = _turn_shares(models)
-        self._seen: list[dict[tuple[_Sums, _Sums], float]] = [{} for _ in models]
+        most = [sum(max(o.needs[kind] for o in m.options) for m in models) for kind in range(3)]
+        self._tight = [kind for kind in range(3) if most[kind] > limits[kind]]
+        self._has_turns = any(
+            not model.resident and (option.needs[0] or option.needs[1])
+            for model in models
+            for option in model.options
+        )
         self._prices: _Prices = (0.0, 0.0, 0.0)
         self.bound = float("-inf")
         """No combination has less damage than this."""
@@ -214,8 +261,8 @@ class _Search:
         """Take these prices and compute the bound that they give."""
         self._prices = prices
         priced = [min(self._priced(model, share)) for model, share in self._pairs()]
-        allowance = sum(p * room for p, room in zip(prices, self._limits, strict=True))
-        self.bound = sum(price for price, _ in priced) - allowance
+        self._allowance = sum(p * room for p, room in zip(prices, self._limits, strict=True))
+        self.bound = sum(price for price, _ in priced) - self._allowance
         return prices
 
     def improve(self, best: _Best) -> None:
@@ -229,7 +276,14 @@ class _Search:
             self._rest.append(self._rest[-1] + options[0][0])
         self._rest.reverse()
         self._prepare_least_needs()
-        self._descend(0, (), (0, 0, 0), (0, 0, 0), 0.0, self.bound - self._rest[0], best)
+        states = [_State()]
+        self._dive(states[0], 0, best, [_DIVE_STEPS])
+        for index in range(len(self._models)):
+            states = self._not_dominated(self._expand(states, index, best))
+        if states:
+            least = min(states, key=lambda state: state.damage)
+            if least.damage < best.damage - _NOTHING_BETTER:
+                best.damage, best.options = least.damage, least.options()
 
     def _pairs(self) -> Iterator[tuple[_Model, float]]:
         return zip(self._models, self._shares, strict=True)
@@ -288,33 +342,51 @@ class _Search:
             turns.append((tv, tr, 0) if model.resident else (max(tv, v), max(tr, r), 0))
         self._least_sums, self._least_turns = sums[::-1], turns[::-1]
 
-    def _descend(
-        self, index: int, picked: tuple[_Option, ...], sums: _Sums, turns: _Sums, damage: float,
-        price: float, best: _Best,
-    ) -> None:  # fmt: skip
-        """Try all options of one model after those picked; `price` is theirs, less the limits'."""
+    def _expand(self, states: Sequence[_State], index: int, best: _Best) -> Iterator[_State]:
+        """Give what each state can become with one more model, less what cannot win or fit."""
+        model, rest = self._models[index], self._rest[index + 1]
+        for state in states:
+            for own, number in self._options[index]:
+                if state.price + own + rest - self._allowance >= best.damage - _NOTHING_BETTER:
+                    break  # the others cost more still
+                after = state.with_option(model.options[number], own, resident=model.resident)
+                if self._may_fit(index + 1, after.sums, after.turns):
+                    yield after
+
+    def _dive(self, state: _State, index: int, best: _Best, steps: list[int]) -> None:
+        """Find a good combination quickly: depth first, the cheapest options first."""
         if index == len(self._models):
-            if damage < best.damage - _NOTHING_BETTER:
-                best.damage, best.options = damage, picked
+            if state.damage < best.damage - _NOTHING_BETTER:
+                best.damage, best.options = state.damage, state.options()
             return
-        if self._was_here(index, sums, turns, damage):
-            return
-        model = self._models[index]
-        for own, number in self._options[index]:
-            if price + own + self._rest[index + 1] >= best.damage - _NOTHING_BETTER:
-                return  # the others cost more still
-            option = model.options[number]
-            v, r, d = option.needs
-            if model.resident:
-                new_sums, new_turns = (sums[0] + v, sums[1] + r, sums[2] + d), turns
-            else:
-                new_sums = (sums[0], sums[1], sums[2] + d)
-                new_turns = (max(turns[0], v), max(turns[1], r), 0)
-            if self._may_fit(index + 1, new_sums, new_turns):
-                self._descend(
-                    index + 1, (*picked, option), new_sums, new_turns, damage + option.damage,
-                    price + own, best,
-                )  # fmt: skip
+        for after in self._expand([state], index, best):
+            if steps[0] <= 0:
+                return
+            steps[0] -= 1
+            self._dive(after, index + 1, best, steps)
+
+    def _not_dominated(self, states: Iterator[_State]) -> list[_State]:
+        """Return the states that no other beats in damage and in every need that can matter."""
+        if len(self._tight) == 1 and not self._has_turns:
+            return _falling(states, self._tight[0])
+        kept: list[tuple[tuple[int, ...], _State]] = []
+        for state in sorted(states, key=lambda s: (s.damage, s.sums)):
+            own = self._tight_needs(state)
+            # Against the latest only: any dominated state that stays costs time, not exactness.
+            if not any(
+                all(a <= b for a, b in zip(needs, own, strict=True))
+                for needs, _ in kept[-_COMPARED:]
+            ):
+                kept.append((own, state))
+        return [state for _, state in kept]
+
+    def _tight_needs(self, state: _State) -> tuple[int, ...]:
+        """Return a state's needs of those limits that could be exceeded at all."""
+        return tuple(
+            need
+            for kind in self._tight
+            for need in (state.sums[kind], state.turns[kind])[: 1 + self._has_turns]
+        ) or (0,)
 
     def _may_fit(self, index: int, sums: _Sums, turns: _Sums) -> bool:
         """Tell whether the rest can still fit beside what is taken."""
@@ -325,14 +397,16 @@ class _Search:
             and sums[2] + least[2] <= limits[2]
         )
 
-    def _was_here(self, index: int, sums: _Sums, turns: _Sums, damage: float) -> bool:
-        """Tell whether a branch came here before with the same needs and no more damage."""
-        seen = self._seen[index]
-        before = seen.get((sums, turns))
-        if before is not None and before <= damage + _NOTHING_BETTER:
-            return True
-        seen[sums, turns] = damage
-        return False
+
+def _falling(states: Iterator[_State], kind: int) -> list[_State]:
+    """Return the states that take less of one limit than all with less damage."""
+    kept: list[_State] = []
+    least = float("inf")
+    for state in sorted(states, key=lambda s: (s.damage, s.sums[kind])):
+        if state.sums[kind] < least:
+            least = state.sums[kind]
+            kept.append(state)
+    return kept
 
 
 def _turn_shares(models: Sequence[_Model]) -> list[float]:

@@ -216,7 +216,7 @@ def peak_bytes(folder: Path, output: Path, type_: str) -> int:
     return int(done.stdout) << 10
 
 
-@pytest.mark.parametrize("type_", ["bf16", "f16"])
+@pytest.mark.parametrize("type_", ["f16"])
 def test_peak_memory_is_some_pieces_whatever_the_size_of_the_model(tmp_path, type_):
     large = tiny_model(
         hidden_size=2048, intermediate_size=8192, vocab_size=25000, num_attention_heads=8,
@@ -231,7 +231,7 @@ def test_peak_memory_is_some_pieces_whatever_the_size_of_the_model(tmp_path, typ
     sizes = [tensor.size_bytes for tensor in read_gguf_file(tmp_path / "large.gguf").tensors]
     assert sum(sizes) > 300 << 20
     assert max(sizes) > 96 << 20
-    assert peak - base < 64 << 20
+    assert peak - base < 32 << 20
 
 
 def test_progress_counts_every_byte_and_never_goes_back(tmp_path):

@@ -115,7 +115,7 @@ def test_a_link_to_the_internet_leads_to_a_page_that_says_so(station):
 def test_redirects_of_the_corpus_and_of_old_pages_are_followed(station):
     assert get(station, "handbook/boil.html").headers["location"].endswith("/handbook/boiling.html")
     assert get(station, "handbook/old.html").headers["location"] == "boiling.html#p1"
-    assert get(station, "handbook/").headers["location"].endswith("/handbook/boiling.html")
+    assert get(station, "handbook/").headers["location"].endswith("/handbook/front.html")
 
 
 def test_an_entry_with_a_strange_name_is_found(station):

@@ -75,7 +75,7 @@ def test_a_stem_is_never_longer_than_its_word_decomposed(word):
         ("How many times do I say mayday and the name of the boat?", "Mayday call – What to say"),
         ("my friend fell into a cold lake and is shivering what first aid can I give with blankets", "Hypothermia – First aid"),
         ("Does the heat remove pesticides?", "Boiling – Limits"),
-        ("my friend has a deep cut and it is bleeding a lot what can I do", "Tourniquet – How to use it"),
+        ("my friend has a deep cut and it is bleeding a lot what can I do", "Tourniquet"),
     ],
 )  # fmt: skip
 def test_the_passage_that_answers_comes_first(library, question, heading):
@@ -127,6 +127,15 @@ def test_blocks_are_joined_under_one_heading_and_never_across():
     assert (passages[1].first_block, passages[1].last_block) == (4, 6)
 
 
+def test_lists_of_links_and_of_sources_are_no_passages():
+    html = (
+        b"<p>text <a href=x>link</a> more text</p><ul><li><a href=a>Water</a></ul><p><a>one</a> <a>two</a></p>"
+        b"<h2>Sources</h2><p>A book about water</p><h2>After</h2><p>more</p>"
+    )
+    texts = [p.text for p in passages_of("c", "p", "T", read_blocks(html))]
+    assert texts == ["text link more text", "more"]
+
+
 def test_what_is_inside_a_block_with_an_id_belongs_to_it():
     blocks = read_blocks(b'<ul id="p4"><li>a</li><li>b</li></ul><p id="p5">c</p>')
     assert [(b.anchor, b.text) for b in blocks] == [("p4", "a b"), ("p5", "c")]
@@ -144,15 +153,15 @@ def test_any_bytes_are_read_as_an_article(html):
 def test_a_search_over_all_corpora_mixes_them_and_counts(library):
     found = search(library, "water", "", 1)
     assert {result.corpus_title for result in found.results} == {"Handbook", "Other"}
-    assert found.estimated == 3
+    assert found.estimated == 4
     assert not found.relaxed
     assert found.results[0].title == "Water rights"
 
 
 def test_a_search_that_is_too_narrow_is_relaxed_and_says_so(library):
-    found = search(library, "tourniquet mayday", "", 1)
+    found = search(library, "bleeding mayday", "", 1)
     assert found.relaxed
-    assert {result.title for result in found.results} == {"Tourniquet", "Mayday call"}
+    assert {result.title for result in found.results} >= {"Tourniquet", "Mayday call"}
 
 
 def test_snippets_mark_the_words_and_escape_the_rest(tmp_path):

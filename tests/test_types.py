@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +58,11 @@ TRIED = [name for name in SCHEMES if name != "Q1_0"]
 @pytest.fixture(scope="module", params=MODELS)
 def model(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[ModelFacts, Path]]:
+) -> tuple[ModelFacts, Path]:
     facts = facts_of(MODELS[request.param])
     path = tmp_path_factory.mktemp("types") / "model.gguf"
     write_header_gguf(path, facts, tensor_types(facts, "BF16", has_imatrix=False))
-    yield facts, path
+    return facts, path
 
 
 @pytest.mark.parametrize("has_imatrix", [False, True])

@@ -29,6 +29,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 LARGEST_BODY_BYTES = 4 * 2**20
 """A million tokens of English are about 4 MB; nothing a model here could take is larger."""
 BODY_SECONDS = 30.0
+DRAIN_SECONDS = 2.0
+MOST_DRAINED_BYTES = 32 * 2**20
 COOKIE = "station"
 _LOOPBACK = ("127.0.0.1", "localhost")
 
@@ -114,6 +116,8 @@ class Guard:
         if answer is None:
             answer = await self._let_in(scope, receive, sending)
         if answer is not None:
+            if answer.status_code == 413:
+                await _drain(receive)
             await answer(scope, receive, sending)
 
     async def _let_in(self, scope: Scope, receive: Receive, sending: _Sending) -> Response | None:
@@ -248,6 +252,23 @@ class _Body:
         if self._size > LARGEST_BODY_BYTES:
             raise BodyTooLarge
         return message
+
+
+async def _drain(receive: Receive) -> None:
+    """Throw away what a client is still sending, up to a limit, so that it can hear our answer.
+
+    Closing with bytes unread resets the connection, and the answer is lost with it.
+    """
+    drained = 0
+    try:
+        async with asyncio.timeout(DRAIN_SECONDS):
+            while drained < MOST_DRAINED_BYTES:
+                message = await receive()
+                drained += len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return
+    except TimeoutError:
+        return
 
 
 _CLOSE = {"Connection": "close"}

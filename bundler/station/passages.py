@@ -18,6 +18,15 @@ PASSAGE_CHARACTERS = 600
 LONGEST_PASSAGE_CHARACTERS = 1400
 LARGEST_ARTICLE_BYTES = 8 * 2**20
 """Longer pages (lists of everything) are read up to here: a stranger's page must not stop us."""
+ONLY_LINKS_SHARE = 0.8
+"""Of a block's characters; a paragraph with many links has perhaps a third."""
+# Sections that name where something is said, not what: English, German, French, Spanish.
+_APPARATUS = frozenset({
+    "sources", "references", "notes", "footnotes", "bibliography", "see also", "external links",
+    "further reading", "quellen", "literatur", "weblinks", "einzelnachweise", "siehe auch",
+    "références", "notes et références", "bibliographie", "voir aussi", "liens externes",
+    "referencias", "fuentes", "bibliografía", "véase también", "enlaces externos",
+})  # fmt: skip
 _HEADINGS = ("h1", "h2", "h3", "h4", "h5", "h6")
 _TEXT_BLOCKS = ("p", "li", "dd", "dt", "pre", "blockquote", "figcaption", "tr", "caption")
 # A whole list or table can be a passage of bundler's own corpora; its id tells.
@@ -105,9 +114,15 @@ def read_blocks(html: bytes) -> list[Block]:
     blocks = []
     for number, (node, level) in enumerate(blocks_of(tree)):
         text = _text(node)
-        if text and node.mem_id not in skipped:
+        if text and node.mem_id not in skipped and (level or not _is_only_links(node, text)):
             blocks.append(Block(number, text, node.attributes.get("id") or "", level))
     return blocks
+
+
+def _is_only_links(node: LexborNode, text: str) -> bool:
+    """Whether a block is a table of contents or the like: has all words and answers nothing."""
+    linked = sum(len(link.text(deep=True)) for link in node.css("a"))
+    return linked >= ONLY_LINKS_SHARE * len(text)
 
 
 def _text(node: LexborNode) -> str:
@@ -138,6 +153,8 @@ def passages_of(corpus: str, path: str, title: str, blocks: Iterable[Block]) -> 
         if block.heading_level:
             close()
             section = "" if block.heading_level == 1 else block.text[:120]
+            continue
+        if section.casefold() in _APPARATUS:
             continue
         if sum(len(one.text) for one in waiting) + len(block.text) > PASSAGE_CHARACTERS:
             close()

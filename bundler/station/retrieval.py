@@ -30,6 +30,8 @@ are equally rare, never one common word alone."""
 ENOUGH_RARE = 0.5
 """… but one word half as rare as the question's rarest always suffices: people in need write long
 questions, and of "my friend has a deep cut, it is bleeding a lot" one word may be what counts."""
+WEAKEST_SCORE = 0.2
+"""Of the best passage's score; weaker ones only lead a small model astray."""
 MOST_FROM_ONE_ARTICLE = 2
 SAME_TEXT_OVERLAP = 0.8
 """Passages sharing this share of their words (Jaccard) say the same; the better one is kept."""
@@ -43,9 +45,10 @@ def find_passages(library: Library, question: str, count: int, corpus: str = "")
     surveys = [survey for one in corpora if (survey := _survey(one, words)) is not None]
     rarity = _rarity(surveys, words)
     candidates: list[Passage] = []
-    for one, path, vote in _articles(surveys, rarity):
+    for one, path, vote in _without_front_pages(_articles(surveys, rarity)):
         candidates += [replace(passage, score=vote) for passage in _read(one, path)]
-    return choose(rank(candidates, words, rarity, SMALLEST_SHARE), count)
+    ranked = rank(candidates, words, rarity, SMALLEST_SHARE)
+    return choose([one for one in ranked if one.score >= WEAKEST_SCORE * ranked[0].score], count)
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,17 @@ def _articles(
     return [(corpus, path, vote / best) for vote, corpus, path in votes[:MOST_ARTICLES]]
 
 
+def _without_front_pages(
+    articles: Sequence[tuple[Corpus, str, float]],
+) -> Sequence[tuple[Corpus, str, float]]:
+    """Leave front pages out: a list of all articles has all words and answers nothing.
+
+    Unless they are all there is: a corpus may be one document.
+    """
+    rest = [item for item in articles if item[1] != item[0].main_path]
+    return rest or articles
+
+
 def _vote(survey: _Survey, rarity: Mapping[str, float]) -> list[tuple[str, float]]:
     """Return one corpus's articles by how many and how rare words of the question they have."""
     votes: defaultdict[str, float] = defaultdict(float)
@@ -126,8 +140,6 @@ def _read(corpus: Corpus, path: str) -> list[Passage]:
         return []  # One damaged article must not cost the answer; opening it says what is wrong.
     if content is None or not content.media_type.startswith("text/html"):
         return []
-    if content.path == corpus.main_path:
-        return []  # A list of everything has all words and answers nothing.
     blocks = read_blocks(bytes(content.data))
     title = content.title or next((b.text for b in blocks if b.heading_level), content.path)
     return passages_of(corpus.entry.name, content.path, title, blocks)

@@ -16,24 +16,24 @@ on these checks: it keeps its own.
 
 from __future__ import annotations
 
-import hashlib
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-from bundler.builtin.knowledge import ZimCorpus
-from bundler.errors import BundlerError
 from bundler.hardware import Platform, Target
 from bundler.hookspecs import CorpusKind, Engine, Runtime, Source
-from bundler.lock import LockedFile, LockedModel, Resolution
+from bundler.lock import LockedModel, Resolution
 from bundler.plan import FileInput, Offer
-from bundler.plugins import BUILTIN, Plugins, load_plugins
+from bundler.plugins import Plugins, load_plugins
 from bundler.proof import Coverage, Proof
 from bundler.recipe import ModelRequest, SourceReference
-from bundler.store import hash_file
 from bundler.testing.contract_offers import TARGETS, Read, check_offers, read_facts
+from bundler.testing.contract_sources import (
+    check_missing,
+    check_offline,
+    check_open,
+    check_resolution,
+)
 from bundler.testing.contract_steps import (
     Content,
     Left,
@@ -52,10 +52,61 @@ CORPUS_PARAMETERS = {
     "description": "", "licence": "CC0-1.0", "date": "2026-11-22",
 }  # fmt: skip
 """What the planner gives every corpus step."""
-_SOURCE_NAME = re.compile(r"[a-z][a-z0-9+.-]*")
+_ZIM_MAGIC = b"ZIM\x04"
+_GARBAGE = b"\0\xff\xfe neither text nor what its name says \0"
+_KINDS = {
+    "bundler_sources": "sources", "bundler_engines": "engines", "bundler_corpora": "corpora",
+    "bundler_runtimes": "runtimes", "bundler_targets": "targets",
+}  # fmt: skip
+_OTHER_HOOKS = ("bundler_review_plan", "bundler_review_proof")
 
 
-# -- sources -----------------------------------------------------------------------------------------
+def check_plugin(plugin: Any) -> Plugins:
+    """Check that a plugin (a module, or an object with hooks) registers well; return all plugins.
+
+    Every name is valid and new beside the built-in ones, every fingerprint is stable, every hook
+    is spelled right and marked, and asking twice gives the same names.
+    """
+    hooks = [name for name in dir(plugin) if name.startswith("bundler_")]
+    hold(hooks, f"{_title(plugin)} has no function whose name begins with bundler_")
+    for name in hooks:
+        known = name in _KINDS or name in _OTHER_HOOKS
+        hold(known, f"{_title(plugin)}: there is no hook called {name}")
+        marked = hasattr(getattr(plugin, name), "bundler_impl")
+        hold(marked, f"{_title(plugin)}: {name} is not marked with @hookimpl: nobody calls it")
+    plugins = load_plugins(extra=[plugin], installed=False)
+    for hook in (name for name in hooks if name in _KINDS):
+        items = list(getattr(plugin, hook)())
+        names = [item.name for item in items]
+        again = [item.name for item in getattr(plugin, hook)()]
+        hold(names == again, f"{_title(plugin)}: {hook} gives other names the second time")
+        for item in items:
+            _check_item(hook, item)
+    return plugins
+
+
+def _title(plugin: Any) -> str:
+    return str(getattr(plugin, "__name__", type(plugin).__name__))
+
+
+def _check_item(hook: str, item: Any) -> None:
+    if hook == "bundler_targets":
+        check_target(item)
+    elif hook == "bundler_sources":
+        _check_source_name(item)
+    else:
+        check_maker(item, {"bundler_corpora": "corpus"}.get(hook, hook[8:-1]))
+
+
+def check_target(target: Target) -> None:
+    """Check that a target says what it can give and where the figures come from."""
+    who = f"target {target.name}"
+    check_name(target.name)
+    hold(target.source.strip(), f"{who}: does not say where its figures come from")
+    hold(target.ram_bytes > 0, f"{who}: has no memory")
+    has_vram = target.usable_vram_bytes > 0
+    hold(has_vram == (target.accelerator != "none"), f"{who}: accelerator and VRAM disagree")
+    hold(target.platforms, f"{who}: runs on no platform")
 
 
 def check_source(
@@ -66,47 +117,196 @@ def check_source(
 
     Args:
         source: the source.
-        reference: something small that is there.
+        reference: something small that is there: every byte of it is read several times.
         world: a world it is reached from; its store is the only place it may write to.
         missing: something that is not there; made from `reference` when not given.
     """
-    hold(_SOURCE_NAME.fullmatch(source.name), f"{source.name!r} cannot be written before a colon")
+    _check_source_name(source)
     with watched(world.store.root) as watch:
         resolution = source.resolve(reference, world)
         again = source.resolve(reference, world)
     hold(not watch.changed, f"{source.name}: resolve() writes to {watch.changed[:5]}")
     hold(isinstance(resolution, Resolution), f"{source.name}: resolve() gives no Resolution")
     hold(resolution == again, f"{source.name}: resolve() differs from call to call")
-    _check_resolution(resolution, f"{source.name}: {reference}")
+    hold(resolution.files, f"{source.name}: {reference} holds no files: take another for the test")
     hold(resolution.source == source.name, f"{source.name}: says it is {resolution.source!r}")
+    check_resolution(resolution, f"{source.name}: {reference}")
     for file in resolution.files:
-        _check_open(source, file, world)
-    _check_offline(source, reference, resolution, world)
-    absent = missing or reference.model_copy(
-        update={"locator": reference.locator + "-which-is-not-there", "sha256": None}
-    )
-    _check_missing(source, absent, world)
+        check_open(source, file, world)
+    check_offline(source, reference, resolution, world)
+    absent = {"locator": f"{reference.locator}-which-is-not-there", "sha256": None}
+    check_missing(source, missing or reference.model_copy(update=absent), world)
     return resolution
 
 
-def _check_resolution(resolution: Resolution, who: str) -> None:
-    paths = [file.path for file in resolution.files]
-    hold(len(paths) == len({path.casefold() for path in paths}), f"{who}: a name twice in {paths}")
-    hold(resolution.revision, f"{who}: names no revision")
-    for file in resolution.files:
-        hold(file.addresses, f"{who}: {file.path} can be had nowhere")
+def _check_source_name(source: Source) -> None:
+    try:
+        SourceReference.model_validate(f"{source.name}:something")
+    except ValueError as error:
+        raise AssertionError(f"a recipe cannot name the source {source.name!r}: {error}") from error
 
 
-def _check_open(source: Source, file: LockedFile, world: World) -> None:
-    who = f"{source.name}: {file.path}"
-    whole, first = _read(source, file, world, start=0)
-    hold(hashlib.sha256(whole).hexdigest() == file.sha256, f"{who}: has not the SHA-256 it was given")
-    middle, end = file.size_bytes // 3, file.size_bytes * 2 // 3
-    if not 0 < middle < end:
-        return
-    rest, begun = _read(source, file, world, start=middle, validator=first)
-    hold(rest == whole[begun_at(begun, middle) :], f"{who}: other bytes from {middle} on")
-    part, begun = _read(source, file, world, start=middle, end=end, validator=first)
-    if begun is not None and begun_at(begun, middle) == middle:
-        hold(part == whole[middle:end], f"{who}: other bytes than asked from {middle} to {end}")
-"""placeholder"""
+def check_engine(
+    engine: Engine, resolution: Resolution, read: Read,
+    *, request: ModelRequest | None = None, targets: tuple[Target, ...] = TARGETS,
+    texts: Mapping[str, Resolution] | None = None,
+) -> tuple[Offer, ...]:  # fmt: skip
+    """Check what an engine reads of a model and offers for it; return all offers.
+
+    Nothing is built: see `check_offer` for that.
+
+    Args:
+        engine: the engine.
+        resolution: a model's files.
+        read: `read(file, start, length)` gives bytes of them.
+        request: what is wanted of the model; the defaults of a recipe when not given.
+        targets: machines to make offers for; at least one must get an offer.
+        texts: texts for calibration and scoring, by name.
+    """
+    check_maker(engine, "engine")
+    facts = read_facts(engine, resolution, read)
+    model = LockedModel(resolution=resolution, facts=facts)
+    reference = SourceReference(source=resolution.source, locator=resolution.reference or "-")
+    wanted = request or ModelRequest(source=reference, engine=engine.name)
+    with watched() as watch:
+        found = [check_offers(engine, wanted, model, target, texts or {}) for target in targets]
+    hold(not watch.changed, f"{engine.name}: offers() writes to {watch.changed[:5]}")
+    hold(not watch.connected, f"{engine.name}: offers() connects to {watch.connected[:3]}")
+    offers = tuple(offer for some in found for offer in some)
+    hold(offers, f"{engine.name}: offers nothing for any of {[target.name for target in targets]}")
+    return offers
+
+
+def check_offer(
+    engine: Engine, offer: Offer, files: Mapping[str, Content], folder: Path,
+    *, environment: Mapping[str, str] | None = None,
+) -> Proof | None:  # fmt: skip
+    """Do the steps of an offer, each twice; return the proof of what came out.
+
+    Args:
+        engine: the engine that made the offer.
+        offer: one offer, best for a small model.
+        files: SHA-256 → content, of every locked file that the steps read.
+        folder: an empty folder.
+        environment: what the steps see as environment.
+    """
+    left: dict[str, Left] = {}
+    for step in offer.steps:
+        inputs: dict[str, Content] = {}
+        for name, given in step.inputs.items():
+            if isinstance(given, FileInput):
+                inputs[name] = files[given.sha256]
+            else:
+                there = given.file in left[given.step].files
+                hold(there, f"{engine.name}: {given.step} does not leave {given.file!r}")
+                inputs[name] = left[given.step].output / given.file
+        left[step.name] = run_twice(
+            engine, step.action, inputs, step.parameters, folder / step.name.replace("/", "-"),
+            same=step.name != "prove", environment=environment,
+        )  # fmt: skip
+    return _check_built(engine, offer, left)
+
+
+def _check_built(engine: Engine, offer: Offer, left: Mapping[str, Left]) -> Proof | None:
+    if isinstance(offer.output, FileInput):
+        sha256, size = offer.output.sha256, offer.output.size_bytes
+    else:
+        made = left[offer.output.step]
+        hold(offer.output.file in made.files, f"{engine.name}: no {offer.output.file!r} comes out")
+        sha256 = made.files[offer.output.file]
+        size = (made.output / offer.output.file).stat().st_size
+    near = abs(size - offer.disk_bytes) <= max(offer.disk_bytes // 20, 4096)
+    hold(
+        near, f"{engine.name}: {offer.quant} has {size:,} bytes, {offer.disk_bytes:,} were offered"
+    )
+    if "prove" not in left:
+        return None
+    proof = Proof.model_validate(left["prove"].facts)
+    hold(proof.model_sha256 == sha256, f"{engine.name}: the proof is about another file")
+    return proof
+
+
+def check_corpus_kind(
+    kind: CorpusKind, files: Mapping[str, Content], parameters: Mapping[str, Any], folder: Path,
+    *, zim: bool = True,
+) -> Coverage:  # fmt: skip
+    """Make a corpus twice and check it and what was said about it; return its coverage.
+
+    Args:
+        kind: the corpus kind.
+        files: relative path → content, of a small corpus.
+        parameters: what differs from `CORPUS_PARAMETERS`.
+        folder: an empty folder; `first/output/corpus.zim` is the corpus afterwards.
+        zim: False for a fake that leaves something else.
+    """
+    check_maker(kind, "corpus")
+    asked = {**CORPUS_PARAMETERS, **parameters}
+    left = run_twice(kind, "build", files, asked, folder)
+    hold("corpus.zim" in left.files, f"{kind.name}: leaves no corpus.zim: {sorted(left.files)}")
+    coverage = Coverage.model_validate(left.facts)
+    hold(coverage.articles_found >= coverage.articles_indexed >= 0, f"{kind.name}: counts disagree")
+    all_named = coverage.skipped_total >= len(coverage.skipped)
+    hold(all_named, f"{kind.name}: skipped_total is smaller than what is listed as skipped")
+    if zim:
+        _check_zim(kind, left.output / "corpus.zim", coverage, folder)
+        garbage = dict.fromkeys(files, _GARBAGE)
+        made = check_refusal(kind, "build", garbage, asked, folder / "damaged")
+        told = made is None or Coverage.model_validate(made.facts).skipped_total > 0
+        hold(told, f"{kind.name}: makes a corpus of garbage and skips nothing")
+    return coverage
+
+
+def _check_zim(kind: CorpusKind, path: Path, coverage: Coverage, folder: Path) -> None:
+    """Give the ZIM to the built-in kind `zim`, which reads it to the last byte."""
+    with path.open("rb") as stream:
+        hold(stream.read(len(_ZIM_MAGIC)) == _ZIM_MAGIC, f"{kind.name}: corpus.zim is no ZIM file")
+    reader = load_plugins(installed=False).corpora["zim"]
+    read = run_once(reader, "build", {"corpus.zim": path}, CORPUS_PARAMETERS, folder / "read-back")
+    found = Coverage.model_validate(read.facts)
+    hold(found.full_text == coverage.full_text, f"{kind.name}: is wrong about the full-text index")
+    enough = found.articles_found >= coverage.articles_indexed
+    hold(enough, f"{kind.name}: {coverage.articles_indexed} articles, {found.articles_found} found")
+
+
+def check_needs(runtime: Runtime, platform: Platform, world: World) -> Resolution:
+    """Check what a runtime says must be locked for a platform; return it."""
+    check_maker(runtime, "runtime")
+    hold(runtime.formats, f"{runtime.name}: serves no format")
+    unknown = runtime.platforms - set(get_args(Platform))
+    hold(not unknown, f"{runtime.name}: there are no platforms called {sorted(unknown)}")
+    hold(platform in runtime.platforms, f"{runtime.name}: does not run on {platform}")
+    with watched(world.store.root) as watch:
+        resolution = runtime.needs(platform, world)
+        hold(runtime.needs(platform, world) == resolution, f"{runtime.name}: needs() differ")
+    hold(not watch.changed, f"{runtime.name}: needs() writes to {watch.changed[:5]}")
+    check_resolution(resolution, f"{runtime.name}/{platform}")
+    return resolution
+
+
+def check_runtime(
+    runtime: Runtime, platform: Platform, folder: Path,
+    *, files: Mapping[str, Content] | None = None, world: World | None = None,
+) -> Left:  # fmt: skip
+    """Put a runtime together twice and check the tree it leaves.
+
+    Args:
+        runtime: the runtime.
+        platform: one of its platforms.
+        folder: an empty folder.
+        files: relative path → content, of what it needs.
+        world: a world for `needs`; a bare one when not given.
+    """
+    from bundler.store import Store
+
+    needs = check_needs(runtime, platform, world or World(Store(folder / "needs")))
+    parameters = {"platform": platform, "revision": needs.revision}
+    left = run_twice(runtime, "stage", files or {}, parameters, folder)
+    hold(left.files, f"{runtime.name}: leaves nothing")
+    for name in left.facts.get("executables", ()):
+        hold(name in left.files, f"{runtime.name}: {name!r} is to be executable, but is not there")
+    components = left.facts.get("components", ())
+    hold(components, f"{runtime.name}: names no components for the bill of materials")
+    for component in components:
+        known = all(component.get(key) for key in ("name", "version", "licence"))
+        hold(known, f"{runtime.name}: name, version or licence is missing in {component}")
+    return left

@@ -31,11 +31,8 @@ def read_facts(engine: Engine, resolution: Resolution, read: Read) -> ModelFacts
 
     def counted(file: LockedFile, start: int, length: int) -> bytes:
         nonlocal asked
-        inside = 0 <= start and length >= 0 and start + length <= file.size_bytes
-        hold(
-            inside or start + length > file.size_bytes >= start >= 0,
-            f"{engine.name}: facts() reads {file.path} at {start}, which is outside of it",
-        )
+        inside = length >= 0 and 0 <= start <= file.size_bytes
+        hold(inside, f"{engine.name}: facts() reads {length} bytes at {start} of {file.path}")
         asked += min(length, max(0, file.size_bytes - start))
         return read(file, start, length)
 
@@ -44,7 +41,9 @@ def read_facts(engine: Engine, resolution: Resolution, read: Read) -> ModelFacts
     limit = max(_HEADERS_BYTES, resolution.size_bytes // 10)
     hold(asked <= limit, f"{engine.name}: facts() reads {asked:,} bytes: whole weights, no headers")
     hold(facts.tensors, f"{engine.name}: facts() names no tensors")
-    hold(engine.facts(resolution, read) == facts, f"{engine.name}: facts() differ from call to call")
+    hold(
+        engine.facts(resolution, read) == facts, f"{engine.name}: facts() differ from call to call"
+    )
     return facts
 
 
@@ -122,7 +121,9 @@ def _check_steps(engine: Engine, offer: Offer, known: Mapping[str, int], who: st
         try:
             canonical_json(dict(step.parameters))
         except (TypeError, ValueError) as error:
-            raise AssertionError(f"{who}: parameters of {step.name} are no JSON: {error}") from error
+            raise AssertionError(
+                f"{who}: parameters of {step.name} are no JSON: {error}"
+            ) from error
         seen.add(step.name)
     _check_origin(offer.output, seen, known, f"{who}: output")
 

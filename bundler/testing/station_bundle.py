@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,9 @@ HANDBOOK: Mapping[str, Article] = {
         ],
     },
 }
+
+
+FRONT_PATH = "front.html"
 
 
 class _Page(Item):  # type: ignore[misc]
@@ -120,12 +123,20 @@ def make_zim(
             creator.add_item(_Page(entry, entry_title, content, media_type, front))
         for source, target in (redirects or {}).items():
             creator.add_redirection(source, source, target, {Hint.FRONT_ARTICLE: True})
-        names = [entry_path(name) for name in articles] or list(raw or {})
-        if names:
-            creator.set_mainpath(names[0])
+        if articles:
+            contents = _front_page(title, articles)
+            creator.add_item(_Page(FRONT_PATH, title, contents, "text/html", front=False))
+        creator.set_mainpath(FRONT_PATH if articles else next(iter(raw or {}), FRONT_PATH))
         for key, value in {"Title": title, "Language": "eng", "Creator": "tests"}.items():
             creator.add_metadata(key, value)
     return path
+
+
+def _front_page(title: str, articles: Iterable[str]) -> str:
+    items = "".join(
+        f"<li><a href='{entry_path(name)}'>{html.escape(name)}</a></li>" for name in articles
+    )
+    return f"<html><body><h1>{html.escape(title)}</h1><ul>{items}</ul></body></html>"
 
 
 def entry_path(title: str) -> str:

@@ -80,7 +80,7 @@ def _see(event: str, arguments: tuple[Any, ...]) -> None:
 def _note(path: Any) -> None:
     if not isinstance(path, str | bytes | os.PathLike):
         return  # an open file
-    whole = Path(os.path.abspath(os.fsdecode(path)))
+    whole = Path.cwd() / os.fsdecode(path)
     if whole.parts[1:2] in (("dev",), ("proc",)) or "__pycache__" in whole.parts:
         return
     real = whole.parent.resolve() / whole.name

@@ -109,7 +109,7 @@ def test_a_question_can_be_edited_and_what_followed_is_dropped(one):
     page.click(".user >> nth=0 >> text=Edit")
     page.fill("textarea.edit", "boil third")
     page.keyboard.press("Enter")
-    page.wait_for_function("document.querySelectorAll('.answer').length === 1")
+    page.wait_for_function("() => document.querySelectorAll('.answer').length === 1")
     finished(page)
     assert page.locator(".said").all_inner_texts() == ["boil third"]
 
@@ -148,7 +148,7 @@ def test_conversations_are_kept_found_renamed_saved_and_deleted(one, station, tm
     page.click("#list li >> nth=0 >> text=Really delete?")
     assert page.locator("#list .open").count() == 1
     page.set_input_files("#import-file", path)
-    page.wait_for_function("document.querySelectorAll('#list .open').length === 3")
+    page.wait_for_function("() => document.querySelectorAll('#list .open').length === 3")
 
 
 def test_everything_is_reached_by_keyboard_alone(one):
@@ -263,7 +263,7 @@ def test_on_a_phone_nothing_is_cut_off_and_the_article_fills_the_screen(watched,
     page.goto(station.url)
     page.tap("#open-conversations")
     page.wait_for_function(
-        "document.querySelector('#conversations').getBoundingClientRect().left === 0"
+        "() => document.querySelector('#conversations').getBoundingClientRect().left === 0"
     )
     page.tap("#list .open")
     page.wait_for_selector(".answer a.cite")
@@ -321,7 +321,7 @@ def test_links_inside_an_article_stay_in_the_frame(watched, tmp_path):
         frame = one.page.wait_for_selector("main iframe").content_frame()
         frame.click("text=b")
         frame.wait_for_selector("text=here is b")
-        frame.wait_for_function("document.images[0].complete")
+        frame.wait_for_function("() => document.images[0].complete")
         assert frame.evaluate("document.images[0].naturalWidth") == 9, "its pictures are shown"
         one.page.evaluate("history.back()")
         frame.wait_for_selector("text=out")
@@ -374,7 +374,7 @@ def test_signing_in_from_another_computer(watched, tmp_path):
 @pytest.mark.parametrize(
     ("name", "options"),
     [("desktop", DESKTOP), ("dark", {**DESKTOP, "color_scheme": "dark"}), ("phone", PHONE),
-     ("dark-phone", {**PHONE, "color_scheme": "dark"})],
+     ("night", {**PHONE, "color_scheme": "dark"})],
 )  # fmt: skip
 def test_pictures_of_the_pages_are_taken(watched, station, screenshots, name, options):
     """Look at them: BUNDLER_SCREENSHOTS=build/screenshots names a folder that stays."""

@@ -93,7 +93,7 @@ def test_hostile_answers_and_questions_are_inert(watched, hostile, trap):
         page.fill("#question", f"water boil SAY(So [1] {vector} [2].)")
         page.keyboard.press("Enter")
         page.wait_for_selector("#send:not([hidden])")
-        page.wait_for_function("!document.querySelector('.growing')")
+        page.wait_for_function("() => !document.querySelector('.growing')")
         assert_clean(one, hostile, trap, vector)
     for cite in page.query_selector_all("a.cite"):
         assert cite.get_attribute("href").startswith("/read/bad/")
@@ -220,7 +220,7 @@ def test_a_page_of_another_origin_can_neither_frame_nor_ask_the_station(watched,
         statuses = []
         one.context.on("response", lambda r: statuses.append((r.request.method, r.url, r.status)))
         one.page.goto(f"http://127.0.0.1:{server.server_address[1]}/")
-        one.page.wait_for_function("document.title === 'done'")
+        one.page.wait_for_function("() => document.title === 'done'")
         one.page.wait_for_timeout(500)
         assert [x for x in one.page.evaluate("got") if x] == []
         assert all(status == 403 for method, url, status in statuses if method == "POST")

@@ -2,7 +2,7 @@
 
 `convert` reads a published model (config, tokenizer, safetensors) and writes one GGUF file whose
 fields, tensors and bytes are those of `convert_hf_to_gguf.py` in the llama.cpp source (a test
-runs both). It holds some pieces of 4 MiB of a tensor at a time, never a whole model.
+runs both). It holds some pieces of 1 MiB of a tensor at a time, never a whole model.
 
 To add a family:
 

@@ -10,7 +10,6 @@ from typing import Any, BinaryIO, Literal
 
 from bundler.builtin.llamacpp.convert import config as configs
 from bundler.builtin.llamacpp.convert.checkpoint import Checkpoint, open_checkpoint
-from bundler.builtin.llamacpp.convert.data import pieces
 from bundler.builtin.llamacpp.convert.families import family_of
 from bundler.builtin.llamacpp.convert.family import Family, plan_tensors
 from bundler.builtin.llamacpp.convert.fields import Fields, model_fields
@@ -136,6 +135,9 @@ def _write_all(
     tensors: Sequence[OutputTensor],
     report: Callable[[int], None],
 ) -> None:
+    # numpy is slow to import, and whoever only reads facts imports this package too.
+    from bundler.builtin.llamacpp.convert.data import pieces
+
     done = file.write(header)
     report(done)
     for tensor in tensors:

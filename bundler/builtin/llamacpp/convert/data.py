@@ -16,7 +16,7 @@ from bundler.builtin.llamacpp.convert.checkpoint import Checkpoint, StoredTensor
 from bundler.builtin.llamacpp.convert.tensors import READABLE, OutputTensor
 from bundler.errors import StepFailed
 
-PIECE_BYTES = 4 << 20
+PIECE_BYTES = 1 << 20
 """Bytes read at a time (rows that must stay together may make it more)."""
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -53,16 +53,25 @@ def _as_type(array: Array, source: StoredTensor, wanted: str) -> Array:
     if source.type == wanted:
         return _quiet_bf16(array) if wanted == "BF16" else array
     if source.type == "BF16":
-        array = (array.astype("<u4") << 16).view("<f4")
+        array = _widened(array)
     array = array.astype("<f4", copy=False)
     if wanted == "BF16":
         return _round_to_bf16(array)
     return _round_to_f16(array, source) if wanted == "F16" else array
 
 
+def _widened(bits: Array) -> Array:
+    """Make single precision of BF16: the upper half of each number."""
+    halves = np.zeros(2 * bits.size, dtype="<u2")
+    halves[1::2] = bits
+    return halves.view("<f4")
+
+
 def _quiet_bf16(bits: Array) -> Array:
-    noisy = (bits & 0x7FFF) > 0x7F80
-    return np.where(noisy, bits | 0x40, bits) if noisy.any() else bits
+    magnitude = bits & 0x7FFF
+    if magnitude.max() <= 0x7F80:
+        return bits
+    return np.where(magnitude > 0x7F80, bits | 0x40, bits)
 
 
 def _round_to_bf16(array: Array) -> Array:
