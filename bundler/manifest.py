@@ -53,7 +53,7 @@ class BundledModel(Value):
     predicted_memory: Memory
     bits_per_weight: float
     origin: Origin
-    proof: Proof | None
+    proof: Proof | None = None
 
 
 class BundledCorpus(Value):

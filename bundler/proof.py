@@ -74,7 +74,7 @@ class Proof(Value):
     settings: Mapping[str, str | int | float | bool] = Field(default_factory=dict)
     predicted_memory_bytes: int
     """What the plan said the device would have to hold."""
-    quality: Quality | None
+    quality: Quality | None = None
     """None when there is nothing to compare with (a file taken as it comes without its source)."""
     speed: Speed
     sample_prompt: str

@@ -20,9 +20,6 @@ from bundler.transfer import read_range
 from bundler.value import digest, format_bytes, pretty_json
 from bundler.world import World
 
-# Two texts ship with bundler, for recipes that name none: their own licence note lies beside them.
-DEFAULT_TEXTS = ("calibration", "heldout")
-
 _T = TypeVar("_T")
 
 
@@ -40,20 +37,22 @@ def request_digest(recipe: Recipe) -> str:
                 for name, model in recipe.models.items()
             },
             "corpora": {name: c.source.model_dump() for name, c in recipe.corpora.items()},
-            "texts": {
-                name: reference.model_dump() if reference else None
-                for name, reference in _texts(recipe).items()
-            },
+            "texts": {name: reference.model_dump() for name, reference in _texts(recipe).items()},
             "runtimes": list(recipe.runtime.use) if recipe.models else [],
             "platforms": sorted(recipe.bundle.platforms),
         }
     )
 
 
-def _texts(recipe: Recipe) -> dict[str, SourceReference | None]:
+def _texts(recipe: Recipe) -> dict[str, SourceReference]:
+    """Return the texts that models are calibrated and scored with; ours where none are named."""
     if not recipe.models:
         return {}
-    return {"calibration": recipe.verify.calibration, "heldout": recipe.verify.heldout}
+    named = {"calibration": recipe.verify.calibration, "heldout": recipe.verify.heldout}
+    return {
+        name: reference or SourceReference(source="shipped", locator=name)
+        for name, reference in named.items()
+    }
 
 
 def resolve(recipe: Recipe, plugins: Plugins, world: World, *, created: int) -> Lock:
@@ -97,7 +96,6 @@ def resolve(recipe: Recipe, plugins: Plugins, world: World, *, created: int) -> 
     texts = {
         name: attempt(f"verify.{name}", partial(ask_source, reference, plugins, world))
         for name, reference in _texts(recipe).items()
-        if reference is not None
     }
     runtimes = {
         f"{name}/{platform}": attempt(
@@ -181,7 +179,7 @@ def changed_local_files(
     asked: Mapping[str, tuple[SourceReference, Resolution]] = {
         **{f"models.{n}": (m.source, lock.models[n].resolution) for n, m in recipe.models.items()},
         **{f"corpora.{n}": (c.source, lock.corpora[n]) for n, c in recipe.corpora.items()},
-        **{f"verify.{n}": (r, lock.texts[n]) for n, r in _texts(recipe).items() if r},
+        **{f"verify.{n}": (r, lock.texts[n]) for n, r in _texts(recipe).items()},
     }
     for what, (reference, locked) in asked.items():
         if reference.source != "path":

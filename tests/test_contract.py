@@ -485,6 +485,14 @@ def test_a_careless_runtime_is_caught(tmp_path):
         def run(self, task):
             return {**super().run(task), "executables": ["not-there"]}
 
+    class Mute(FakeRuntime):
+        def run(self, task):
+            facts = super().run(task)
+            (task.output / "fake.json").write_text('{"command": ["run.sh", "{model}"]}')
+            return facts
+
+    with pytest.raises(AssertionError, match=r"no \{port\}"):
+        check_runtime(Mute(), "linux-x86_64", tmp_path / "d")
     with pytest.raises(AssertionError, match="licence"):
         check_runtime(Anonymous(), "linux-x86_64", tmp_path / "a")
     with pytest.raises(AssertionError, match="not-there"):

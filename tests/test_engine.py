@@ -30,7 +30,7 @@ def build(folder):
     """Convert, calibrate and quantize the example; return what each step left."""
     _, converted = run(folder / "convert", "convert", published(), output_type="auto", name="ours")
     model = converted["model.gguf"]
-    texts = {"calibration.txt": EXAMPLES / "texts/calibration.txt"}
+    texts = {"calibration.txt": EXAMPLES.parent / "bundler/texts/calibration.txt"}
     _, guide = run(
         folder / "calibrate", "calibrate", {"model.gguf": model, **texts},
         context_tokens=128, tokens=512,

@@ -113,7 +113,7 @@ def test_without_a_reference_there_is_a_perplexity_and_nothing_else():
 @pytest.mark.parametrize("trained", [False, True], ids=["random", "trained"])
 def test_fewer_bits_cost_more(trained):
     model = example_gguf() if trained else tiny_gguf()
-    text = Path(__file__).parents[1] / "examples/texts/heldout.txt" if trained else text_file()
+    text = Path(__file__).parents[1] / "bundler/texts/heldout.txt" if trained else text_file()
     damage = [
         evaluate(quantized(model, quant), model, text=str(text), tokens=1024, window_tokens=128)
         for quant in ("Q8_0", "Q4_K_M", "Q2_K")

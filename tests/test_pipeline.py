@@ -203,7 +203,7 @@ def _build(folder: Path, lock: bytes, call: str, rule: str) -> int:
     (folder / "fake.lock").write_bytes(lock)
     trace = folder.with_suffix(".strace")
     return subprocess.run(
-        ["strace", "-f", "-qq", "-y", "-o", trace, "-e", f"trace={call}", "-e", rule,
+        ["strace", "-f", "-qq", "-y", "-o", trace, "-e", f"trace=execve,{call}", "-e", rule,
          sys.executable, "-B", "-m", "tests.fake_build", folder],
         capture_output=True, cwd=Path(__file__).parents[1], timeout=300,
     ).returncode  # fmt: skip
@@ -214,9 +214,9 @@ def _calls_in_folder(folder: Path, lock: bytes, call: str) -> list[int]:
 
     Counted from 1 and in that thread alone, since strace counts `when=` for each thread.
     """
-    assert _build(folder, lock, call, f"trace={call}") == 0
+    assert _build(folder, lock, call, f"trace=execve,{call}") == 0
     text = folder.with_suffix(".strace").read_text().splitlines()
-    main = text[0].split()[0]
+    main = text[0].split()[0]  # whoever called execve
     lines = [line for line in text if line.split()[0] == main and f" {call}(" in line]
     return [n for n, line in enumerate(lines, 1) if str(folder) in line]
 

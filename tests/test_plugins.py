@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+import types
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -14,7 +16,10 @@ from bundler.errors import DoesNotFit, PluginError, Problem, ProofFailed, StepFa
 from bundler.hardware import Target
 from bundler.hookspecs import hookimpl
 from bundler.plugins import load_plugins
+from bundler.recipe import SourceReference
 from bundler.store import Store
+from bundler.testing import contract
+from bundler.testing.contract import check_plugin, check_runtime, check_source
 from bundler.testing.fakes import FakeCorpus, FakeEngine, FakeRuntime, Fakes, MemorySource
 from bundler.verify import read_manifest
 from bundler.world import World
@@ -368,3 +373,73 @@ def test_an_error_from_python_keeps_its_exit_code(tmp_path):
     )  # fmt: skip
     assert done.returncode == 2
     assert "bundle" in done.stderr
+
+
+# -- the page that describes it ----------------------------------------------------------------------
+
+
+def examples_of_the_docs():
+    """Return hook → the module that its section shows."""
+    text = (ROOT / "docs/plugins.md").read_text()
+    sections = re.split(r"^### `(bundler_\w+)\(.*\)`$", text, flags=re.MULTILINE)[1:]
+    modules = {}
+    for hook, section in zip(sections[::2], sections[1::2], strict=True):
+        (code,) = re.findall(r"```python\n(.*?)```", section.split("\n## ")[0], re.DOTALL)
+        modules[hook] = types.ModuleType(f"docs_{hook}")
+        exec(compile(code, f"docs/plugins.md, {hook}", "exec"), modules[hook].__dict__)
+    return modules
+
+
+def test_every_example_of_the_docs_keeps_the_contract(tmp_path):
+    modules = examples_of_the_docs()
+    for hook, module in modules.items():
+        assert hook in [name for name in dir(module) if name.startswith("bundler_")]
+        check_plugin(module)
+    (tmp_path / "shelf").mkdir()
+    (tmp_path / "shelf/words").write_text("Boil it.\n%\nCool it.\n")
+    (tmp_path / "recipe").mkdir()
+    world = World(
+        Store(tmp_path / "store"), {"BUNDLER_SHELF": str(tmp_path / "shelf")},
+        folder=tmp_path / "recipe",
+    )  # fmt: skip
+    (source,) = modules["bundler_sources"].bundler_sources()
+    check_source(source, SourceReference.model_validate("shelf:words"), world)
+    (runtime,) = modules["bundler_runtimes"].bundler_runtimes()
+    check_runtime(runtime, "linux-x86_64", tmp_path / "runtime")
+
+
+def test_all_examples_of_the_docs_together_build_a_bundle(tmp_path):
+    modules = examples_of_the_docs()
+    shelf = tmp_path / "shelf"
+    shelf.mkdir()
+    (shelf / "model.tiny").write_bytes(b"TINY" + bytes(4000))
+    (shelf / "words").write_text("Boil it.\n%\nCool it.\n")
+    (tmp_path / "r.toml").write_text("""
+schema = 1
+[bundle]
+name = "fake"
+[target]
+use = "clinic-box"
+[models.chat]
+source = "shelf:model.tiny"
+engine = "ready"
+[corpora.words]
+kind = "fortunes"
+source = "shelf:words"
+[runtime]
+use = ["tiny"]
+""")
+    world = World(Store(tmp_path / "store"), {"BUNDLER_SHELF": str(shelf)}, folder=tmp_path)
+    found = load_plugins(extra=modules.values())
+    built = pipeline.build(tmp_path / "r.toml", tmp_path / "dist", found, world)
+    manifest = read_manifest(built.output)
+    assert manifest.models[0].quant == "as-is"
+    assert manifest.corpora[0].coverage.articles_indexed == 2
+    assert manifest.target.name == "clinic-box"
+
+
+def test_the_docs_name_every_check_of_the_contract():
+    text = (ROOT / "docs/plugins.md").read_text()
+    for name in vars(contract):
+        if name.startswith("check_") and vars(contract)[name].__module__ == contract.__name__:
+            assert f"`{name}(" in text, name

@@ -78,8 +78,8 @@ def names(resolution: Resolution) -> list[str]:
     return [file.path for file in resolution.files]
 
 
-def test_the_three_sources_have_different_names() -> None:
-    assert [source.name for source in bundler_sources()] == ["path", "http", "hf"]
+def test_the_sources_have_different_names() -> None:
+    assert [source.name for source in bundler_sources()] == ["path", "http", "hf", "shipped"]
 
 
 def test_importing_the_sources_loads_no_http_library() -> None:

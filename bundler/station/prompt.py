@@ -15,6 +15,12 @@ from bundler.station.problems import QuestionTooLong
 SYSTEM = "Answer from the numbered passages and cite them as [n]. If they do not say, say so."
 MOST_PASSAGES = 5
 """More passages make small models cite the wrong one; the example model saw one to five."""
+TOKENS_PER_PASSAGE = 800
+"""One passage for so many tokens of context (at least two): a model with a small context is small
+in all else too. With the example model (1,024 tokens) two short passages gave 43 right citations
+of 50, three 35 and five long ones 28 (bench/exam.py)."""
+CHARACTERS_PER_CONTEXT_TOKEN = 0.25
+"""A passage is cut at a sentence near so many characters for each token of context."""
 MESSAGE_TOKENS = 8
 """Allowed for each message's role marks; chat templates take 3 to 7."""
 TEMPLATE_TOKENS = 16
@@ -90,7 +96,7 @@ def fit_prompt(
     """
     answer = answer_reserve(context_tokens)
     room = context_tokens - answer - TEMPLATE_TOKENS
-    kept = _fit_passages(question, list(passages)[:MOST_PASSAGES], room, count)
+    kept = _fit_passages(question, _offered(passages, context_tokens), room, count)
     messages = _messages(question, kept)
     used = _tokens(messages, count)
     if used > room:
@@ -109,6 +115,18 @@ def fit_prompt(
         answer_tokens=context_tokens - used - TEMPLATE_TOKENS,
         forgotten_turns=len(history) - len(turns),
     )
+
+
+def _offered(passages: Sequence[Passage], context_tokens: int) -> list[Passage]:
+    """Return as many and as long passages as a model with such a context can make use of."""
+    most = min(MOST_PASSAGES, max(2, context_tokens // TOKENS_PER_PASSAGE))
+    longest = max(SMALLEST_PASSAGE_CHARACTERS, int(context_tokens * CHARACTERS_PER_CONTEXT_TOKEN))
+    return [
+        replace(passage, text=_shorter(passage.text, longest))
+        if len(passage.text) > longest
+        else passage
+        for passage in passages[:most]
+    ]
 
 
 def _messages(question: str, passages: Sequence[Passage]) -> list[Message]:

@@ -16,6 +16,7 @@ on these checks: it keeps its own.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -27,6 +28,9 @@ from bundler.plan import FileInput, Offer
 from bundler.plugins import Plugins, load_plugins
 from bundler.proof import Coverage, Proof
 from bundler.recipe import ModelRequest, SourceReference
+from bundler.station.configuration import read_runtime
+from bundler.station.problems import StationError
+from bundler.store import Store
 from bundler.testing.contract_offers import TARGETS, Read, check_offers, read_facts
 from bundler.testing.contract_sources import (
     check_missing,
@@ -296,12 +300,10 @@ def check_runtime(
         files: relative path → content, of what it needs.
         world: a world for `needs`; a bare one when not given.
     """
-    from bundler.store import Store
-
     needs = check_needs(runtime, platform, world or World(Store(folder / "needs")))
     parameters = {"platform": platform, "revision": needs.revision}
     left = run_twice(runtime, "stage", files or {}, parameters, folder)
-    hold(left.files, f"{runtime.name}: leaves nothing")
+    _check_description(runtime, platform, left, folder)
     for name in left.facts.get("executables", ()):
         hold(name in left.files, f"{runtime.name}: {name!r} is to be executable, but is not there")
     components = left.facts.get("components", ())
@@ -310,3 +312,19 @@ def check_runtime(
         known = all(component.get(key) for key in ("name", "version", "licence"))
         hold(known, f"{runtime.name}: name, version or licence is missing in {component}")
     return left
+
+
+def _check_description(runtime: Runtime, platform: Platform, left: Left, folder: Path) -> None:
+    """Let the station read how the runtime starts, as it does in a bundle."""
+    name = f"{runtime.name}.json"
+    hold(name in left.files, f"{runtime.name}: leaves no {name}: the station cannot start it")
+    place = folder / "bundle" / "runtime" / platform
+    place.mkdir(parents=True)
+    shutil.copyfile(left.output / name, place / name)
+    try:
+        found = read_runtime(folder / "bundle", platform, runtime.name)
+    except StationError as error:
+        raise AssertionError(f"{runtime.name}: {error}") from error
+    words = " ".join(found.command) if found else ""
+    for needed in ("{model}", "{port}"):
+        hold(needed in words, f"{runtime.name}: the command in {name} has no {needed}")

@@ -56,7 +56,9 @@ def check_open(source: Source, file: LockedFile, world: World) -> None:
 
 def _other_version(validator: str) -> str:
     """Return a validator of the same form with another last character (before a quotation mark)."""
-    end = len(validator) - 1 if len(validator) > 1 and not validator[-1].isalnum() else len(validator)
+    end = (
+        len(validator) - 1 if len(validator) > 1 and not validator[-1].isalnum() else len(validator)
+    )
     last = "0" if validator[end - 1 : end] != "0" else "1"
     return validator[: end - 1] + last + validator[end:]
 

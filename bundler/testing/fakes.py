@@ -19,7 +19,7 @@ from bundler.hookspecs import ByteStream, Task, hookimpl
 from bundler.lock import LockedFile, LockedModel, ModelFacts, Resolution, TensorFact
 from bundler.plan import Memory, Offer, Step, StepInput
 from bundler.recipe import ModelRequest, SourceReference
-from bundler.value import digest
+from bundler.value import canonical_json, digest
 from bundler.world import World
 
 MAGIC = b"fake weights\n"
@@ -187,7 +187,7 @@ class FakeCorpus:
 
 
 class FakeRuntime:
-    """A runtime of one file, for any platform."""
+    """A runtime of two small files, for Linux."""
 
     name = "fake"
     formats = frozenset({"fake"})
@@ -202,8 +202,10 @@ class FakeRuntime:
         return Resolution(source="memory", reference="", revision="1", files=(), licence="CC0-1.0")
 
     def run(self, task: Task) -> Mapping[str, Any]:
-        """Leave one executable file."""
+        """Leave one executable file, and what the station reads to start it."""
         (task.output / "run.sh").write_bytes(b"#!/bin/sh\n")
+        command = ["{runtime}/run.sh", "{model}", "{port}"]
+        (task.output / "fake.json").write_bytes(canonical_json({"command": command}))
         return {
             "executables": ["run.sh"],
             "components": [{"name": "fake", "version": "1", "licence": "CC0-1.0"}],

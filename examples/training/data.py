@@ -86,6 +86,7 @@ class Shape:
     turns: tuple[int, ...] = (1, 1, 2)
 
 
+IN_PLAIN_TEXT = Shape(sentences=(1, 2, 2, 3), turns=(1, 1, 2, 2))
 SHORT = Shape(passages=(1, 2, 2, 3, 3, 4), sentences=(1, 1, 1, 2), turns=(2, 3))
 MEDIUM = Shape(sentences=(1, 2, 2, 3), turns=(2, 2, 3))
 LONG = Shape(passages=(2, 3, 3, 3, 4, 5), sentences=(3, 4, 5, 6, 7, 8), turns=(2, 3))
@@ -568,7 +569,7 @@ def plain_text(maker: SampleMaker, byte_count: int, seed: int) -> str:
     size = 0
     while size < byte_count:
         texts = [maker.definition_text(rng, order.pop()) for _ in range(6)]
-        texts.append(readable(maker.over_passages(rng, MEDIUM)))
+        texts.append(readable(maker.over_passages(rng, IN_PLAIN_TEXT)))
         paragraphs += texts
         size += sum(len(text.encode()) + 2 for text in texts)
     return "\n\n".join(paragraphs) + "\n"
