@@ -177,7 +177,7 @@ class Screen:
 # -- a plan ------------------------------------------------------------------------------------------
 
 _PARTS = (
-    ("weights", "weights_bytes", "green"), ("KV cache", "kv_cache_bytes", "yellow"),
+    ("weights", "weights_bytes", "green"), ("KV", "kv_cache_bytes", "yellow"),
     ("compute", "compute_bytes", "blue"), ("backend", "overhead_bytes", "bright_black"),
 )  # fmt: skip
 
@@ -209,9 +209,9 @@ def show_plan(screen: Screen, plan: Plan, cached_bytes: int, download_bytes: int
     budgets.add_column("needed", justify="right")
     budgets.add_column("there is", justify="right")
     for budget in plan.budgets:
-        there = format_bytes(budget.limit_bytes) if budget.limit_bytes is not None else "–"
+        there = format_bytes(budget.limit_bytes) if budget.limit_bytes is not None else ""
         budgets.add_row(budget.name, format_bytes(budget.used_bytes), there)
-    budgets.add_row("to fetch now", format_bytes(download_bytes), "–")
+    budgets.add_row("to fetch now", format_bytes(download_bytes), "")
     screen.table(budgets)
     if cached_bytes:
         screen.say(f"[dim]{format_bytes(cached_bytes)} of the inputs are in the store already[/]")
@@ -226,16 +226,17 @@ def _show_choice(screen: Screen, choice: Choice, limit: int, word: str) -> None:
     screen.say(
         f"[bold]{escape(choice.model)}[/]  [bold cyan]{escape(offer.quant)}[/]  "
         f"{offer.bits_per_weight:.2f} bits/weight, {offer.context_tokens:,} tokens for {users}, "
-        f"{escape(offer.kv_cache)} KV cache, {format_bytes(offer.disk_bytes)} on disk"
+        f"{escape(offer.kv_cache)} KV cache"
     )
     share = 100 * memory.total_bytes / max(limit, 1)
-    screen.out.print(Text("  ") + _bar(memory, limit) + Text(f" {share:.0f} % of {word}"))
-    parts = "  ".join(
+    total = f" {format_bytes(memory.total_bytes)}, {share:.0f} % of {word}"
+    screen.out.print(Text("  ") + _bar(memory, limit) + Text(total))
+    parts = " ".join(
         f"[{colour}]█[/] {name} {format_bytes(getattr(memory, field))}"
         for name, field, colour in _PARTS
     )
-    screen.say(f"  {parts}  = {format_bytes(memory.total_bytes)}")
-    screen.say(f"  {escape(choice.reason)}")
+    screen.say(f"  {parts}")
+    screen.say(f"  {escape(choice.reason)}; {format_bytes(offer.disk_bytes)} on disk")
     if choice.runner_up is not None:
         other = choice.runner_up
         screen.say(

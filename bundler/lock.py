@@ -38,6 +38,9 @@ class Resolution(Value):
     licence: str = "unknown"
     """SPDX identifier where one is known, the publisher's own word otherwise."""
     licence_url: str = ""
+    staged_bytes: int = 0
+    """What it takes in the bundle where that is not the size of its files (an unpacked runtime);
+    an estimate."""
 
     @property
     def size_bytes(self) -> int:

@@ -151,7 +151,7 @@ def make_the_plan(
         for name in recipe.runtime.use
         for format_ in plugins.named(plugins.runtimes, name, "runtime").formats
     )
-    fixed = sum(resolution.size_bytes for resolution in lock.runtimes.values())
+    fixed = sum(runtime.staged_bytes or runtime.size_bytes for runtime in lock.runtimes.values())
     plan = make_plan(recipe, lock, target, offers, runtime_formats=formats, fixed_bytes=fixed)
     objections = plugins.review_plan(plan)
     if objections:

@@ -77,3 +77,10 @@ def test_each_row_has_a_reason_an_alternative_and_the_licence_that_is_installed(
 def test_every_dependency_is_imported_somewhere():
     used = imported() | {"tree-sitter-toml"}
     assert sorted(set(map(canonical, REQUIRED)) - used) == []
+
+
+def test_what_is_imported_is_declared_or_named_as_brought_by_another():
+    text = (ROOT / "docs/decisions/0006-dependencies.md").read_text()
+    brought = {"anyio", "h11"}
+    assert imported() - {canonical(name) for name in REQUIRED} == brought
+    assert all(f"`{name}`" in text for name in brought)
