@@ -86,6 +86,7 @@ def make_plan(
         notes=(*notes, *_speed_notes(choices, target)),
     )
     _check_filesystem(recipe, lock, choices)
+    _check_budgets(plan)
     return plan
 
 
@@ -287,6 +288,9 @@ def _budgets(
         if isinstance(given, FileInput)
     }
     bundle = sum(choice.offer.disk_bytes for choice in choices) + other_bytes
+    # What is neither a locked file nor a model is made too: unpacked runtimes, ZIMs of documents.
+    ready = {resolution.files[0].sha256 for resolution in _ready_corpora(recipe, lock)}
+    unmade = sum(size for sha256, size in downloads.items() if sha256 in ready)
     scratch = max((choice.offer.scratch_bytes for choice in choices), default=0)
     made = sum(choice.offer.disk_bytes for choice in choices if choice.offer.steps)
     found = [Budget(name="RAM", used_bytes=load.ram + load.ram_turn, limit_bytes=limits.ram_bytes)]
@@ -303,10 +307,15 @@ def _budgets(
         Budget(name="inputs", used_bytes=sum(downloads.values()), limit_bytes=None),
         Budget(
             name="peak build disk",
-            used_bytes=sum(downloads.values()) + made + scratch,
+            used_bytes=sum(downloads.values()) + made + scratch + other_bytes - unmade,
             limit_bytes=None,
         ),
     )
+
+
+def _ready_corpora(recipe: Recipe, lock: Lock) -> list[Resolution]:
+    """Return the corpora that go into the bundle as they are fetched: the store holds them once."""
+    return [lock.corpora[name] for name, corpus in recipe.corpora.items() if corpus.kind == "zim"]
 
 
 def _speed_notes(choices: Sequence[Choice], target: Target) -> list[str]:
@@ -320,6 +329,21 @@ def _speed_notes(choices: Sequence[Choice], target: Target) -> list[str]:
         for choice in choices
         if choice.role in ("chat", "code") and choice.offer.memory.weights_bytes
     ]
+
+
+def _check_budgets(plan: Plan) -> None:
+    """Refuse a plan whose corpora alone are too large: there was nothing to choose about them."""
+    problems = [
+        Problem(
+            f"does not fit: {budget.name} needs {format_bytes(budget.used_bytes)}, "
+            f"the limit is {format_bytes(budget.limit_bytes or 0)}",
+            hint="leave out a corpus, take a smaller edition of it, or a larger stick",
+        )
+        for budget in plan.budgets
+        if not budget.fits
+    ]
+    if problems:
+        raise DoesNotFit(problems)
 
 
 def _check_filesystem(recipe: Recipe, lock: Lock, choices: Sequence[Choice]) -> None:

@@ -67,15 +67,25 @@ class Plugins:
 
     def review_plan(self, plan: Plan) -> list[Problem]:
         """Ask every plugin for objections to a plan."""
-        answers: list[Iterable[Problem]] = self.manager.hook.bundler_review_plan(plan=plan)
-        return [problem for answer in answers for problem in answer]
+        return self._objections("bundler_review_plan", plan=plan)
 
     def review_proof(self, model: str, proof: Proof) -> list[Problem]:
         """Ask every plugin for objections to a model's proof."""
-        answers: list[Iterable[Problem]] = self.manager.hook.bundler_review_proof(
-            model=model, proof=proof
-        )
-        return [problem for answer in answers for problem in answer]
+        return self._objections("bundler_review_proof", model=model, proof=proof)
+
+    def _objections(self, hook: str, **given: Any) -> list[Problem]:
+        problems: list[Problem] = []
+        for implementation in getattr(self.manager.hook, hook).get_hookimpls():
+            arguments = [given[name] for name in implementation.argnames]
+            try:
+                problems.extend(implementation.function(*arguments))
+            except Exception as error:
+                raise PluginError(
+                    f"plugin {implementation.plugin_name} failed in {hook}: "
+                    f"{type(error).__name__}: {error}",
+                    hint="this is a fault of that plugin, not of the recipe",
+                ) from error
+        return problems
 
 
 def load_plugins(extra: Iterable[ModuleType | object] = (), *, installed: bool = True) -> Plugins:

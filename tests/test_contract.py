@@ -14,6 +14,7 @@ from bundler.builtin import knowledge, llamacpp, runtimes, sources, targets
 from bundler.builtin.knowledge import FolderCorpus, ZimCorpus
 from bundler.builtin.runtimes.xllamacpp import XllamacppRuntime, host_platform
 from bundler.builtin.sources import HttpSource, HubSource, PathSource
+from bundler.builtin.sources.shipped import ShippedSource
 from bundler.errors import StepFailed
 from bundler.hardware import Target
 from bundler.hookspecs import ByteStream, hookimpl
@@ -93,6 +94,10 @@ def test_the_source_path_keeps_it(tmp_path):
     assert [file.path for file in resolution.files] == ["a.txt", "b.txt"]
 
 
+def test_the_source_of_the_shipped_texts_keeps_it(tmp_path):
+    check_source(ShippedSource(), reference("shipped:heldout"), world_at(tmp_path))
+
+
 def test_the_sources_of_the_network_keep_it(tmp_path):
     with TestHub() as hub:
         hub.add_repository(
@@ -122,7 +127,7 @@ def test_the_engine_llama_cpp_keeps_it_for_facts_and_offers(tmp_path):
         return (EXAMPLES / "model" / file.path).read_bytes()[start : start + length]
 
     texts = {
-        name: PathSource().resolve(reference(f"path:texts/{name}.txt"), world)
+        name: ShippedSource().resolve(reference(f"shipped:{name}"), world)
         for name in ("calibration", "heldout")
     }
     engine = llamacpp.bundler_engines()[0]

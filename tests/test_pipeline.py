@@ -140,6 +140,13 @@ def test_what_does_not_fit_is_refused_before_anything_is_fetched(tmp_path):
     assert set(plugin.source.opened) <= {"weights!all.fake"}  # its header, for the lock
 
 
+def test_corpora_that_do_not_fit_the_stick_are_refused(tmp_path):
+    recipe = RECIPE.replace('name = "fake"\n[target]', 'name = "fake"\nmax_size = "9 KB"\n[target]')
+    without_models = recipe[: recipe.index("[models")] + recipe[recipe.index("[corpora") :]
+    with pytest.raises(DoesNotFit, match="bundle on disk"):
+        run(tmp_path, recipe=without_models)
+
+
 def test_hostile_weights_are_refused_while_locking(tmp_path):
     plugin = fakes()
     plugin.source.files["weights"]["all.fake"] = b"\x80\x04pickle"

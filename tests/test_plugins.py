@@ -61,7 +61,8 @@ def listed(folder, **environment):
 def test_everything_that_ships_comes_through_the_same_doors_and_is_listed(tmp_path):
     found = listed(tmp_path)
     ours = {
-        "source:path", "source:http", "source:hf", "source:pypi", "engine:llama.cpp",
+        "source:path", "source:http", "source:hf", "source:pypi", "source:shipped",
+        "engine:llama.cpp",
         "corpus:folder", "corpus:zim", "runtime:xllamacpp",
     }  # fmt: skip
     assert ours <= found.keys()
@@ -304,6 +305,25 @@ def test_bundler_review_plan_stops_a_build_with_its_objection(tmp_path):
 
     with pytest.raises(DoesNotFit, match="chat is too small for us"):
         build(tmp_path, RECIPE, Careful())
+
+
+def test_a_review_that_breaks_is_the_fault_of_its_plugin(tmp_path):
+    class Broken:
+        __name__ = "broken.review"
+
+        @hookimpl
+        def bundler_review_plan(self, plan):
+            return [plan.no_such_thing]
+
+    class Silent:
+        @hookimpl
+        def bundler_review_plan(self, plan):
+            """Forget to return anything."""
+
+    with pytest.raises(PluginError, match=r"broken\.review failed in bundler_review_plan"):
+        build(tmp_path, RECIPE, Broken())
+    with pytest.raises(PluginError, match="NoneType"):
+        build(tmp_path, RECIPE, Silent())
 
 
 def test_bundler_review_proof_rules_an_offer_out(tmp_path):
