@@ -1,8 +1,11 @@
 """The main job on the embedded example, looked at from outside."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
+import sys
 
 import pytest
 from cyclonedx.schema import SchemaVersion
@@ -122,3 +125,32 @@ def test_pages_name_what_they_should(demo, name):
     text = (demo / name).read_text()
     assert "A field handbook that answers questions" in text
     assert "Field handbook" in text
+
+
+@pytest.mark.timeout(1500)
+def test_the_real_build_killed_in_each_step_goes_on_and_ends_in_the_same_bytes(demo, tmp_path):
+    """kill -9 of everything as soon as a step begins, one step after the other, then to the end."""
+    words = [
+        sys.executable, "-m", "bundler.cli", "build", ROOT / "recipes/quickstart.toml", "--frozen",
+        "--store", tmp_path / "store", "--output", tmp_path / "dist", "--progress", "json",
+    ]  # fmt: skip
+    killed = []
+    for step in ("models/chat/quantize", "models/chat/prove", "corpora/handbook", "seal"):
+        with subprocess.Popen(
+            words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT,
+            start_new_session=True,
+        ) as process:  # fmt: skip
+            for line in process.stdout:
+                event = json.loads(line)
+                if event["event"] == "StepStarted" and event["step"] == step:
+                    os.kill(process.pid, signal.SIGKILL)
+                    killed.append(step)
+                    break
+        assert not (tmp_path / "dist").exists()
+    assert len(killed) == 4
+    done = bundler(*words[3:-2])
+    assert done.returncode == 0, done.stderr
+    first = {file.path: file.sha256 for file in read_manifest(demo).files}
+    second = {file.path: file.sha256 for file in read_manifest(tmp_path / "dist").files}
+    assert {p for p in first | second if first.get(p) != second.get(p)} <= {"report.html"}
+    assert not list(tmp_path.glob(".dist.*"))
