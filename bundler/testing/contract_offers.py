@@ -79,7 +79,7 @@ def _check_stable(
     turned = model.model_copy(
         update={"resolution": model.resolution.model_copy(update={"files": files})}
     )
-    other = engine.offers(request, turned, target, dict(reversed(texts.items())))
+    other = engine.offers(request, turned, target, dict(reversed(list(texts.items()))))
     same = {digest(offer) for offer in other} == {digest(offer) for offer in offers}
     hold(same, f"{who}: offers depend on the order of the model's files or of the texts")
     for quant in sorted({offer.quant for offer in offers}):

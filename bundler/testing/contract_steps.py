@@ -85,7 +85,7 @@ def run_twice(
         AssertionError: a sentence that says what was broken.
     """
     first = run_once(maker, action, files, parameters, folder / "first", environment)
-    turned = dict(reversed(files.items()))
+    turned = dict(reversed(list(files.items())))
     second = run_once(maker, action, turned, parameters, folder / "second", environment)
     if same:
         who = f"{maker.name}: {action}"

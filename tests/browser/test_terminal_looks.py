@@ -5,6 +5,7 @@ to be looked at; what can be checked without eyes is checked here.
 """
 
 import fcntl
+import io
 import os
 import pty
 import re
@@ -73,11 +74,10 @@ def settled(raw: str) -> str:
 def draw(name: str, text: str, columns: int) -> Path:
     """Save a terminal's text as a page without anything remote."""
     SHOTS.mkdir(parents=True, exist_ok=True)
-    console = Console(record=True, width=columns, file=open(os.devnull, "w"), force_terminal=True)
+    console = Console(record=True, width=columns, file=io.StringIO(), force_terminal=True)
     console.print(Text.from_ansi(text))
     page = SHOTS / f"{name}.html"
     console.save_html(str(page), theme=MONOKAI)
-    console.file.close()
     return page
 
 
