@@ -26,14 +26,12 @@ from bundler.execute import Results
 from bundler.lock import Lock, Resolution
 from bundler.manifest import BundledCorpus, BundledModel, Manifest, Origin
 from bundler.plan import Choice, FileInput, Plan
-from bundler.plugins import Plugins
 from bundler.proof import Coverage, Proof
 from bundler.recipe import Recipe
 from bundler.report import readme_html, report_html
 from bundler.seal import Layout
 from bundler.starters import start_files
 from bundler.value import digest, pretty_json
-from bundler.world import World
 
 _LICENCE_FILE = re.compile(r"(LICEN[CS]E|NOTICE|COPYING|USE_POLICY|COPYRIGHT)([._-].*)?", re.I)
 
@@ -48,11 +46,11 @@ class Composition:
 
 def compose(
     recipe: Recipe, lock: Lock, plan: Plan, results: Results,
-    proofs: Mapping[str, Proof], world: World,
+    proofs: Mapping[str, Proof],
 ) -> Composition:  # fmt: skip
     """Return the bundle's layout and manifest. Writes nothing; reads the package's own files."""
     layout = Layout()
-    models = tuple(_add_model(layout, c, lock, results, proofs, world) for c in plan.choices)
+    models = tuple(_add_model(layout, c, recipe, lock, results, proofs) for c in plan.choices)
     corpora = tuple(_add_corpus(layout, name, recipe, lock, results) for name in recipe.corpora)
     components = _add_runtimes(layout, lock, results)
     _add_licences(layout, recipe, lock, plan)
@@ -98,8 +96,8 @@ def _origin(resolution: Resolution, licence: str) -> Origin:
 
 
 def _add_model(
-    layout: Layout, choice: Choice, lock: Lock, results: Results,
-    proofs: Mapping[str, Proof], world: World,
+    layout: Layout, choice: Choice, recipe: Recipe, lock: Lock, results: Results,
+    proofs: Mapping[str, Proof],
 ) -> BundledModel:  # fmt: skip
     offer = choice.offer
     if isinstance(offer.output, FileInput):
@@ -121,7 +119,7 @@ def _add_model(
         parallel=offer.parallel,
         predicted_memory=offer.memory,
         bits_per_weight=offer.bits_per_weight,
-        origin=_origin(lock.models[choice.model].resolution, ""),
+        origin=_origin(lock.models[choice.model].resolution, recipe.models[choice.model].licence),
         proof=proofs.get(choice.model),
     )
 
@@ -244,6 +242,3 @@ def station_settings(
             for corpus in corpora
         ],
     }
-
-
-__all__ = ["Composition", "Plugins", "compose", "licence_files", "licence_text", "station_files"]

@@ -77,7 +77,7 @@ def build(
     sweep_leftovers(output, world)
     plan, results, proofs = prove_or_replan(recipe, lock, plugins, world)
     fetch_licences(lock, plan, plugins, world)
-    composition = compose(recipe, lock, plan, results, proofs, world)
+    composition = compose(recipe, lock, plan, results, proofs)
     sealed = seal(composition.layout, composition.manifest, output, world)
     if sealed.written:
         prove_bundle(output, world)

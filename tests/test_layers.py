@@ -32,7 +32,7 @@ HOMES = {
     "llama_cpp": {"builtin.llamacpp"},
     "libzim": {"builtin.knowledge", "station", "testing"},
     "huggingface_hub": {"builtin.sources"},
-    "httpx2": {"builtin.sources", "station"},
+    "httpx2": {"builtin.sources"},
     "pypdfium2": {"builtin.knowledge"},
     "selectolax": {"builtin.knowledge", "station"},
     "sentencepiece": {"builtin.llamacpp"},

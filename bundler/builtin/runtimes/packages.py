@@ -5,7 +5,7 @@ from __future__ import annotations
 from bundler.hardware import Platform
 
 STATION_PACKAGES = (
-    "httpx2", "jinja2", "libzim", "markdown-it-py", "nh3", "selectolax", "starlette", "uvicorn",
+    "jinja2", "libzim", "markdown-it-py", "nh3", "selectolax", "starlette", "uvicorn",
 )  # fmt: skip
 """What the station imports; a test holds this list to the station's code."""
 PACKAGES = (*STATION_PACKAGES, "xllamacpp")
