@@ -6,6 +6,7 @@ PYTEST = .venv/bin/python -m pytest
 .PHONY: demo test check setup setup-test lint types requirements clean
 
 demo: setup
+	@$(BUNDLER) lock recipes/quickstart.toml --progress quiet
 	@$(BUNDLER) build recipes/quickstart.toml
 
 test: setup-test check

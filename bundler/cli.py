@@ -26,6 +26,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+# As huggingface_hub reads its own switches.
+_TRUE = frozenset({"1", "on", "yes", "true"})
+
 Recipe = Annotated[Path, typer.Argument(help="The recipe, a TOML file.", metavar="RECIPE")]
 Output = Annotated[
     Path | None,
@@ -123,8 +126,8 @@ def _show(error: BundlerError, debug: bool) -> int:
         import traceback
 
         traceback.print_exception(error)
-    asked = os.environ.get("BUNDLER_PROGRESS") == "json" or "json" in _option("--progress")
-    Screen("json" if asked else "plain").error(error)
+    given = _option("--progress") or [os.environ.get("BUNDLER_PROGRESS", "")]
+    Screen("json" if given[-1] == "json" else "plain").error(error)
     return error.exit_code
 
 
@@ -162,7 +165,7 @@ def _world(
                 store=Store(root),
                 environment=dict(os.environ),
                 report=screen.report,
-                offline=offline or os.environ.get("HF_HUB_OFFLINE", "") in ("1", "true", "yes"),
+                offline=offline or os.environ.get("HF_HUB_OFFLINE", "").lower() in _TRUE,
                 folder=recipe.parent if recipe is not None else Path.cwd(),
                 bandwidth_bytes_per_second=cap,
                 parallel_transfers=jobs,
@@ -197,13 +200,13 @@ def build(
     ):
         target = output or Path("dist") / read_recipe(recipe).bundle.name
         built = pipeline.build(recipe, target, plugins, world, locked=locked, frozen=frozen)
-    if as_json:
+    if as_json or screen.mode == "json":
         proofs = {name: proof.model_dump(mode="json") for name, proof in built.proofs.items()}
         screen.json({
             "output": str(built.output), "manifest_sha256": built.manifest_sha256,
             "proofs": proofs,
         })  # fmt: skip
-    elif screen.mode != "json":
+    else:
         screen.say(f"[bold green]{built.output}[/] is ready  [dim]{built.manifest_sha256[:16]}[/]")
         screen.say(f"[dim]start it: {built.output}/start   what was measured: report.html[/]")
 
@@ -230,10 +233,10 @@ def plan(
         for given in step.inputs.values()
         if isinstance(given, FileInput)
     }
-    files = [file for _, file in locked_files(lock, plugins) if file.sha256 in needed]
-    cached = sum(f.size_bytes for f in files if world.store.has(f.sha256, f.size_bytes))
-    download = sum(f.size_bytes for f in files) - cached
-    if as_json:
+    sizes = {f.sha256: f.size_bytes for _, f in locked_files(lock, plugins) if f.sha256 in needed}
+    cached = sum(size for sha256, size in sizes.items() if world.store.has(sha256, size))
+    download = sum(sizes.values()) - cached
+    if as_json or screen.mode == "json":
         screen.json({
             **made.model_dump(mode="json"), "cached_bytes": cached, "download_bytes": download,
         })  # fmt: skip
@@ -245,13 +248,14 @@ def plan(
 def lock(
     recipe: Recipe,
     check: Annotated[bool, typer.Option("--check", help="Only tell whether it is stale.")] = False,
+    offline: Offline = False,
     store: StoreDir = None, progress: ProgressMode = "auto",
 ) -> None:  # fmt: skip
     """Turn every name in a recipe into revisions, sizes and digests, beside the recipe."""
     from bundler import pipeline
     from bundler.recipe_file import read_recipe
 
-    with _world(recipe, store, progress) as (screen, world, plugins):
+    with _world(recipe, store, progress, offline=offline) as (screen, world, plugins):
         wanted = read_recipe(recipe)
         if check:
             pipeline.ensure_lock(recipe, wanted, plugins, world, locked=True)
@@ -278,7 +282,7 @@ def verify(
             workers=min(4, os.cpu_count() or 1),
             progress=lambda done, total: screen.report(Progress("verify", done, total)),
         )
-    if as_json:
+    if as_json or screen.mode == "json":
         screen.json({
             "bundle": found.manifest.name, "version": found.manifest.version,
             "manifest_sha256": found.manifest_sha256, "files": found.files,
@@ -333,7 +337,7 @@ def targets(as_json: AsJson = False) -> None:
         vram = format_bytes(target.usable_vram_bytes) if target.accelerator != "none" else "–"
         speed = f"{target.memory_bandwidth_bytes_per_second / 1e9:.0f}"
         table.add_row(target.name, target.title, vram, format_bytes(target.ram_bytes), speed)
-    screen.table(table)
+    screen.show(table)
 
 
 @app.command()
@@ -358,7 +362,7 @@ def plugins(as_json: AsJson = False) -> None:
         table.add_column(name)
     for row in rows:
         table.add_row(*row)
-    screen.table(table)
+    screen.show(table)
     screen.say(f"[dim]and {len(found.targets)} targets: see `bundler targets`[/]")
 
 

@@ -151,12 +151,14 @@ class Screen:
         self.data(canonical_json(value).decode())
 
     def say(self, markup: str = "") -> None:
-        """Write a line for a person to stdout, with rich's markup."""
-        self.out.print(markup)
+        """Write a line for a person to stdout, with rich's markup; nothing in JSON mode."""
+        if self.mode != "json":
+            self.out.print(markup)
 
-    def table(self, table: Table) -> None:
-        """Write a table for a person to stdout."""
-        self.out.print(table)
+    def show(self, table: Table | Text) -> None:
+        """Write a table or a picture for a person to stdout; nothing in JSON mode."""
+        if self.mode != "json":
+            self.out.print(table)
 
     def error(self, error: BundlerError) -> None:
         """Show every problem of an error, and each hint once, to stderr."""
@@ -212,7 +214,7 @@ def show_plan(screen: Screen, plan: Plan, cached_bytes: int, download_bytes: int
         there = format_bytes(budget.limit_bytes) if budget.limit_bytes is not None else ""
         budgets.add_row(budget.name, format_bytes(budget.used_bytes), there)
     budgets.add_row("to fetch now", format_bytes(download_bytes), "")
-    screen.table(budgets)
+    screen.show(budgets)
     if cached_bytes:
         screen.say(f"[dim]{format_bytes(cached_bytes)} of the inputs are in the store already[/]")
     for note in plan.notes:
@@ -230,7 +232,7 @@ def _show_choice(screen: Screen, choice: Choice, limit: int, word: str) -> None:
     )
     share = 100 * memory.total_bytes / max(limit, 1)
     total = f" {format_bytes(memory.total_bytes)}, {share:.0f} % of {word}"
-    screen.out.print(Text("  ") + _bar(memory, limit) + Text(total))
+    screen.show(Text("  ") + _bar(memory, limit) + Text(total))
     parts = " ".join(
         f"[{colour}]█[/] {name} {format_bytes(getattr(memory, field))}"
         for name, field, colour in _PARTS

@@ -77,20 +77,21 @@ def fetch_inputs(
 
 
 def locked_files(lock: Lock, plugins: Plugins) -> list[tuple[Source, LockedFile]]:
-    """Return every locked file once, with the source that can deliver it."""
+    """Return every locked file with the source that can deliver it.
+
+    Equal content stays twice: each mention may know another place to get it.
+    """
     resolutions: list[Resolution] = [
         *(model.resolution for model in lock.models.values()),
         *lock.corpora.values(),
         *lock.texts.values(),
         *lock.runtimes.values(),
     ]
-    return list(
-        {
-            file.sha256: (plugins.named(plugins.sources, resolution.source, "source"), file)
-            for resolution in resolutions
-            for file in resolution.files
-        }.values()
-    )
+    return [
+        (plugins.named(plugins.sources, resolution.source, "source"), file)
+        for resolution in resolutions
+        for file in resolution.files
+    ]
 
 
 def _do(

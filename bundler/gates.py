@@ -62,19 +62,18 @@ def measured_figures(proof: Proof) -> dict[str, float | None]:
     }
 
 
-def require_passed(results: Iterable[GateResult], model: str) -> None:
-    """Raise ProofFailed naming every gate that did not pass."""
-    failed = [
+def gate_problems(results: Iterable[GateResult], model: str) -> list[Problem]:
+    """Return a problem for every gate that did not pass: figure, limit and what would help."""
+    return [
         Problem(
-            f"{result.gate} is {result.limit:g}, measured {result.measured:g}",
-            where=f"models.{model}.gates",
+            f"{result.gate}: measured {result.measured:.6g}, the recipe's limit is "
+            f"{result.limit:.6g}",
+            where=f"models.{model}",
             hint=_HINTS[result.gate],
         )
         for result in results
         if not result.passed
     ]
-    if failed:
-        raise ProofFailed(failed)
 
 
 def _unmeasured(gate: str, model: str, proof: Proof) -> Problem:

@@ -9,17 +9,16 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
 from bundler.compose import compose, licence_files
-from bundler.errors import DamagedError, DoesNotFit, LockError, Problem, ProofFailed
-from bundler.events import Note, Progress, StepFinished, StepStarted
+from bundler.errors import DoesNotFit, LockError, Problem, ProofFailed
+from bundler.events import Note
 from bundler.execute import Results, execute, fetch_inputs
-from bundler.gates import check_gates
+from bundler.gates import check_gates, gate_problems
 from bundler.lock import Lock
 from bundler.plan import Offer, Plan
 from bundler.planner import choose_target, make_plan
@@ -29,17 +28,21 @@ from bundler.recipe import Recipe
 from bundler.recipe_file import read_recipe
 from bundler.resolve import (
     changed_local_files,
-    is_stale,
+    differences,
     lock_path,
     lock_text,
     read_lock,
     report_lock_made,
     resolve,
 )  # fmt: skip
-from bundler.seal import seal, sweep_leftovers
+from bundler.seal import seal
 from bundler.store import write_durably
-from bundler.verify import verify_bundle
 from bundler.world import World
+
+
+class NothingLeft(ProofFailed):
+    """All offers for a model are ruled out."""
+
 
 RuledOut = tuple[str, str, str]
 """Model, quant and KV cache type of an offer that did not pass its proof."""
@@ -74,13 +77,10 @@ def build(
     """
     recipe = read_recipe(recipe_path)
     lock = ensure_lock(recipe_path, recipe, plugins, world, locked=locked, frozen=frozen)
-    sweep_leftovers(output, world)
     plan, results, proofs = prove_or_replan(recipe, lock, plugins, world)
     fetch_licences(lock, plan, plugins, world)
     composition = compose(recipe, lock, plan, results, proofs)
     sealed = seal(composition.layout, composition.manifest, output, world)
-    if sealed.written:
-        prove_bundle(output, world)
     return Built(output, sealed.manifest_sha256, plan, proofs)
 
 
@@ -103,8 +103,9 @@ def ensure_lock(
             raise LockError("there is no lock", where=str(path), hint=f"bundler lock {recipe_path}")
         return make_lock(recipe_path, recipe, plugins, world)
     hint = f"look at the change, then: bundler lock {recipe_path}"
-    if is_stale(lock, recipe):
-        raise LockError("the recipe names other things than its lock", where=str(path), hint=hint)
+    other = differences(lock, recipe)
+    if other:
+        raise LockError([Problem(p.message, p.where or str(path), hint) for p in other])
     if not frozen:
         changed = changed_local_files(lock, recipe, plugins, world)
         if changed:
@@ -146,6 +147,8 @@ def make_the_plan(
         offers[name] = [
             offer for offer in found if (name, offer.quant, offer.kv_cache) not in ruled_out
         ]
+        if found and not offers[name]:
+            raise NothingLeft(f"models.{name}: every offer failed its proof")
     formats = frozenset(
         format_
         for name in recipe.runtime.use
@@ -175,10 +178,10 @@ def prove_or_replan(
     for _ in range(recipe.verify.replans + 1):
         try:
             plan = make_the_plan(recipe, lock, plugins, ruled_out)
-        except DoesNotFit as error:
+        except (DoesNotFit, NothingLeft) as error:
             if not last:
                 raise
-            raise ProofFailed([*last, *error.problems]) from error
+            raise ProofFailed(last) from error
         results = execute(plan, lock, plugins, world)
         proofs = read_proofs(recipe, plan, results)
         failed = failed_proofs(proofs, plugins)
@@ -209,14 +212,7 @@ def failed_proofs(proofs: Mapping[str, Proof], plugins: Plugins) -> dict[str, li
     """Return what speaks against each model: failed gates and objections of plugins."""
     failed: dict[str, list[Problem]] = {}
     for name, proof in proofs.items():
-        problems = [
-            Problem(
-                f"{gate.gate}: measured {gate.measured:.6g}, the recipe's limit is {gate.limit:.6g}",
-                f"models.{name}",
-            )
-            for gate in proof.gates
-            if not gate.passed
-        ] + plugins.review_proof(name, proof)
+        problems = gate_problems(proof.gates, name) + plugins.review_proof(name, proof)
         if problems:
             failed[name] = problems
     return failed
@@ -232,7 +228,7 @@ def _rule_out(failed: Mapping[str, list[Problem]], plan: Plan, world: World) -> 
             world.report(
                 Note(
                     f"models.{choice.model}: {choice.offer.quant} did not pass ({why}); "
-                    "planning again without it",
+                    "it is ruled out",
                     "warning",
                 )
             )
@@ -254,24 +250,3 @@ def fetch_licences(lock: Lock, plan: Plan, plugins: Plugins, world: World) -> No
     if wanted:
         fetch(wanted, world, step="licences")
     fetch_inputs((), plan, lock, plugins, world)
-
-
-def prove_bundle(output: Path, world: World) -> None:
-    """Read the whole bundle back and compare it with its manifest.
-
-    Raises:
-        DamagedError: what was written is not what should have been.
-    """
-    world.report(StepStarted("verify"))
-    workers = min(4, os.cpu_count() or 1)
-    verification = verify_bundle(
-        output,
-        workers=workers,
-        progress=lambda done, total: world.report(Progress("verify", done, total)),
-    )
-    if verification.findings:
-        raise DamagedError(
-            [Problem(str(finding), str(output), "build again; if it happens twice, test the disk")
-             for finding in verification.findings]
-        )  # fmt: skip
-    world.report(StepFinished("verify", "done", f"{verification.files} files read back"))

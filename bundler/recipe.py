@@ -111,17 +111,17 @@ class TargetRequest(Value):
 class Gates(Value):
     """`gates` of a model: limits a proof must pass; a model that fails one does not ship."""
 
-    max_kld_mean: float | None = Field(default=None, gt=0)
+    max_kld_mean: float | None = Field(default=None, allow_inf_nan=False, gt=0)
     """Mean KLD to the unquantized model, in nats."""
-    min_top1: float | None = Field(default=None, ge=0, le=1)
+    min_top1: float | None = Field(default=None, allow_inf_nan=False, ge=0, le=1)
     """Share of tokens at which the quantized model says the same as the unquantized one."""
-    max_perplexity_ratio: float | None = Field(default=None, gt=0)
+    max_perplexity_ratio: float | None = Field(default=None, allow_inf_nan=False, gt=0)
     """Perplexity divided by that of the unquantized model."""
-    min_tokens_per_second: float | None = Field(default=None, gt=0)
+    min_tokens_per_second: float | None = Field(default=None, allow_inf_nan=False, gt=0)
     """Generation speed on the device of the proof."""
     max_memory: Bytes | None = None
     """Peak memory on the device of the proof."""
-    min_embedding_cosine: float | None = Field(default=None, ge=-1, le=1)
+    min_embedding_cosine: float | None = Field(default=None, allow_inf_nan=False, ge=-1, le=1)
     """For embedders: worst cosine to the unquantized model."""
 
 

@@ -38,7 +38,7 @@ def request_digest(recipe: Recipe) -> str:
             },
             "corpora": {name: c.source.model_dump() for name, c in recipe.corpora.items()},
             "texts": {name: reference.model_dump() for name, reference in _texts(recipe).items()},
-            "runtimes": list(recipe.runtime.use) if recipe.models else [],
+            "runtimes": list(recipe.runtime.use),
             "platforms": sorted(recipe.bundle.platforms),
         }
     )
@@ -166,9 +166,39 @@ def lock_text(lock: Lock) -> str:
     return pretty_json(lock)
 
 
-def is_stale(lock: Lock, recipe: Recipe) -> bool:
-    """Tell whether a lock was made for other names than the recipe's."""
-    return lock.request_digest != request_digest(recipe)
+def differences(lock: Lock, recipe: Recipe) -> list[Problem]:
+    """Return what in a lock is not what the recipe asks for; nothing when it fits.
+
+    The digest alone would do for a lock that we wrote. A lock is a file that others can write,
+    so every entry is held against the recipe as well.
+    """
+    problems = []
+    if lock.request_digest != request_digest(recipe):
+        problems.append(Problem("the recipe names other things than its lock"))
+    asked: dict[str, SourceReference] = {
+        **{f"models.{name}": model.source for name, model in recipe.models.items()},
+        **{f"corpora.{name}": corpus.source for name, corpus in recipe.corpora.items()},
+        **{f"verify.{name}": reference for name, reference in _texts(recipe).items()},
+    }
+    locked: dict[str, Resolution] = {
+        **{f"models.{name}": model.resolution for name, model in lock.models.items()},
+        **{f"corpora.{name}": resolution for name, resolution in lock.corpora.items()},
+        **{f"verify.{name}": resolution for name, resolution in lock.texts.items()},
+    }
+    for name in sorted(asked.keys() | locked.keys()):
+        if name not in locked:
+            problems.append(Problem("is in the recipe and not in its lock", name))
+        elif name not in asked:
+            problems.append(Problem("is in the lock and not in its recipe", name))
+        elif (locked[name].source, locked[name].reference) != (
+            asked[name].source,
+            str(asked[name]),
+        ):
+            problems.append(Problem(f"the lock has {locked[name].reference!r} for it", name))
+    runtimes = {f"{n}/{p}" for n in recipe.runtime.use for p in recipe.bundle.platforms}
+    if runtimes != lock.runtimes.keys():
+        problems.append(Problem("the lock has other runtimes or platforms than the recipe"))
+    return problems
 
 
 def changed_local_files(

@@ -10,12 +10,12 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from glob import escape
 from hashlib import sha256 as sha256_of
 from pathlib import Path
 
-from bundler.errors import BundlerError, DoesNotFit, UnsafeInput
+from bundler.errors import BundlerError, DamagedError, DoesNotFit, Problem, UnsafeInput
 from bundler.events import Note, Progress, StepFinished, StepStarted
 from bundler.manifest import MANIFEST_NAME, SUMS_NAME, BundleFile, Manifest, sums_text
 from bundler.store import full_disk_is_an_error, share_or_copy, sync_folder
@@ -95,7 +95,14 @@ def seal(layout: Layout, manifest: Manifest, output: Path, world: World) -> Seal
         UnsafeInput: `output` is there and is not a bundle.
         DamagedError: an object of the store is not what its name says.
     """
+    output = output.resolve()
+    with world.store.locked(f"output-{sha256_of(str(output).encode()).hexdigest()[:32]}"):
+        return _seal(layout, manifest, output, world)
+
+
+def _seal(layout: Layout, manifest: Manifest, output: Path, world: World) -> Sealed:
     world.report(StepStarted("seal"))
+    sweep_leftovers(output, world)
     data = pretty_json(manifest).encode()
     digest = sha256_of(data).hexdigest()
     if _is_there_and_right(output, data):
@@ -112,6 +119,7 @@ def seal(layout: Layout, manifest: Manifest, output: Path, world: World) -> Seal
             _write_file(beside / SUMS_NAME, sums_text(manifest.files, digest).encode())
         beside.chmod(0o755)
         _sync_folders(beside)
+        _prove(beside, world)
         _swap(beside, output)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
@@ -187,10 +195,28 @@ def _place(file: BundleFile, target: Path, world: World) -> None:
     Objects are read-only and so are their links in the bundle. An executable needs another mode
     than the store's, so it gets bytes of its own (reflink or copy).
     """
-    source = world.store.object_path(file.sha256)
+    source = world.store.verified(file.sha256)
     how = share_or_copy(source, target, link=not file.executable)
     if how != "link":
         target.chmod(0o755 if file.executable else 0o644)
+
+
+def _prove(beside: Path, world: World) -> None:
+    """Read the new bundle back, before it takes its name and an older one is given up.
+
+    Raises:
+        DamagedError: what was written is not what should have been.
+    """
+    world.report(StepStarted("verify"))
+    found = verify_bundle(
+        beside,
+        workers=min(4, os.cpu_count() or 1),
+        progress=lambda done, total: world.report(Progress("verify", done, total)),
+    )
+    if found.findings:
+        hint = "build again; if it happens twice, test the disk and the memory"
+        raise DamagedError([Problem(str(f), str(beside), hint) for f in found.findings])
+    world.report(StepFinished("verify", "done", f"{found.files} files read back"))
 
 
 def _write_file(path: Path, data: bytes) -> None:
@@ -211,7 +237,12 @@ def _swap(beside: Path, output: Path) -> None:
     old = beside.with_name(beside.name.replace(".partial-", ".old-"))
     if output.exists():
         output.rename(old)
-    beside.rename(output)
+    try:
+        beside.rename(output)
+    except BaseException:
+        if old.exists():
+            old.rename(output)
+        raise
     sync_folder(output.parent)
     if old.exists():
         shutil.rmtree(old)
@@ -219,20 +250,11 @@ def _swap(beside: Path, output: Path) -> None:
 
 def sweep_leftovers(output: Path, world: World) -> None:
     """Remove what a killed build left beside `output`; bring back an old bundle it had moved."""
-    for old in sorted(output.parent.glob(f".{output.name}.old-*")):
+    for old in sorted(output.parent.glob(f".{escape(output.name)}.old-*")):
         if not output.exists():
             old.rename(output)
             world.report(Note(f"brought back {output}, which an interrupted build had set aside"))
         else:
             shutil.rmtree(old)
-    for partial in output.parent.glob(f".{output.name}.partial-*"):
+    for partial in output.parent.glob(f".{escape(output.name)}.partial-*"):
         shutil.rmtree(partial)
-
-
-def add_folder(
-    layout: Layout, prefix: str, files: Mapping[str, tuple[str, int]], executables: Iterable[str]
-) -> None:
-    """Add what a step left (path → (sha256, size)) below `prefix`."""
-    marked = set(executables)
-    for path, (sha256, size_bytes) in files.items():
-        layout.add_object(f"{prefix}/{path}", sha256, size_bytes, executable=path in marked)

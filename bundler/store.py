@@ -196,8 +196,8 @@ class Store:
         """
         if not stat.S_ISREG(path.lstat().st_mode):
             raise UnsafeInput("only regular files are taken into the store", where=str(path))
-        with tempfile.TemporaryDirectory(dir=self.root / "work", prefix="adopt-") as folder:
-            beside = Path(folder) / "object"
+        with self.scratch() as folder:
+            beside = folder / "object"
             if move:
                 try:
                     os.replace(path, beside)
@@ -221,8 +221,8 @@ class Store:
         """Store `data` as an object and return its (sha256, size in bytes)."""
         sha256 = hashlib.sha256(data).hexdigest()
         if not self.has(sha256, len(data)):
-            with tempfile.TemporaryDirectory(dir=self.root / "work", prefix="put-") as folder:
-                beside = Path(folder) / "object"
+            with self.scratch() as folder:
+                beside = folder / "object"
                 with full_disk_is_an_error(self.root, "an object of the store"):
                     beside.write_bytes(data)
                 self._name(beside, sha256)

@@ -56,6 +56,8 @@ _UNITS = {
     "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
     "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
 }  # fmt: skip
+MAX_BYTES = 2**60
+"""An exbibyte: above it a size is a slip of the pen."""
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE)
 
 
@@ -67,16 +69,16 @@ def parse_bytes(text: str | int) -> int:
     >>> parse_bytes("1.5 GiB")
     1610612736
     """
-    if isinstance(text, bool):
-        raise ValueError("expected a size such as '24 GB'")
-    if isinstance(text, int):
-        if text < 0:
-            raise ValueError("a size cannot be negative")
-        return text
-    match = _SIZE.fullmatch(text)
-    if match is None or match[2].lower() not in _UNITS:
-        raise ValueError(f"{text!r} is not a size; write for example '24 GB' or '512 MiB'")
-    return int(float(match[1]) * _UNITS[match[2].lower()])
+    if isinstance(text, int) and not isinstance(text, bool):
+        count: float = text
+    else:
+        match = _SIZE.fullmatch(text) if isinstance(text, str) and len(text) < 64 else None
+        if match is None or match[2].lower() not in _UNITS:
+            raise ValueError(f"{text!r:.60} is not a size; write for example '24 GB' or '512 MiB'")
+        count = float(match[1]) * _UNITS[match[2].lower()]
+    if not 0 <= count <= MAX_BYTES:
+        raise ValueError(f"{text!r:.60} is not a size that a machine of today can have")
+    return int(count)
 
 
 def format_bytes(count: int) -> str:

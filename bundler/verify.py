@@ -21,7 +21,7 @@ from bundler.store import hash_file
 # The manifest of a bundle with 100,000 files has about 20 MB.
 MAX_MANIFEST_BYTES = 256 << 20
 
-Kind = Literal["missing", "extra", "changed", "renamed", "unsafe"]
+Kind = Literal["missing", "extra", "changed", "renamed", "unsafe", "mode"]
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -113,6 +113,7 @@ def verify_bundle(
                 progress(done, total)
             if finding is not None:
                 findings.append(finding)
+    findings += _mode_findings(present, {path: mode for path, (mode, _) in found.items()})
     missing = [file for path, file in promised.items() if path not in found]
     extra = [
         path
@@ -125,7 +126,7 @@ def verify_bundle(
 
 
 def _walk(root: Path) -> Iterator[tuple[str, tuple[int, str]]]:
-    """Yield relative path → (size, why it is unsafe or ""), following no links."""
+    """Yield relative path → (mode, why it is unsafe or ""), following no links."""
     pending = [root]
     while pending:
         folder = pending.pop()
@@ -136,9 +137,22 @@ def _walk(root: Path) -> Iterator[tuple[str, tuple[int, str]]]:
                 if stat.S_ISDIR(info.st_mode):
                     pending.append(Path(entry.path))
                 elif stat.S_ISREG(info.st_mode):
-                    yield path, (info.st_size, "")
+                    yield path, (info.st_mode, "")
                 else:
                     yield path, (0, "not a regular file")
+
+
+def _mode_findings(present: list[BundleFile], modes: dict[str, int]) -> Iterator[Finding]:
+    """Yield programs that lost their executable bit.
+
+    A filesystem without such bits (FAT, exFAT) shows all files alike: where none is marked, the
+    bytes are right and `sh start` works, so that is no finding.
+    """
+    programs = [f for f in present if f.executable]
+    if os.name == "posix" and any(modes[f.path] & 0o100 for f in programs):
+        for file in programs:
+            if not modes[file.path] & 0o100:
+                yield Finding(file.path, "mode", "not marked executable")
 
 
 def _compare(root: Path, file: BundleFile) -> Finding | None:

@@ -18,6 +18,21 @@ def pytest_configure(config):
         os.environ.pop(name, None)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Where everything must be there (BUNDLER_REQUIRE_ORACLES=1), a skip is a failure.
+
+    Only what needs an accelerator may still be skipped: no test machine of ours promises one.
+    """
+    report = yield
+    required = os.environ.get("BUNDLER_REQUIRE_ORACLES") == "1"
+    excused = item.get_closest_marker("gpu") or hasattr(report, "wasxfail")
+    if report.skipped and required and not excused:
+        report.outcome = "failed"
+        report.longrepr = f"skipped, but nothing may be missing here: {report.longrepr}"
+    return report
+
+
 @pytest.fixture(scope="session")
 def demo():
     """The embedded example's bundle: read it, copy it, but do not change it."""

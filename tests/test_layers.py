@@ -20,7 +20,7 @@ builtin testing
 plugins
 hookspecs
 world
-store
+store fingerprint
 manifest
 plan proof lock recipe
 hardware weights pacing

@@ -82,6 +82,25 @@ def test_a_lock_is_never_changed_by_a_build(tmp_path):
     assert (tmp_path / "fake.lock").read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda lock: lock["corpora"]["book"].update(source="path"), "for it"),
+        (lambda lock: lock["corpora"]["book"].update(reference="memory:else"), "for it"),
+        (lambda lock: lock["models"].clear(), "not in its lock"),
+        (lambda lock: lock["corpora"].update(more=lock["corpora"]["book"]), "not in its recipe"),
+        (lambda lock: lock["runtimes"].clear(), "other runtimes"),
+    ],
+)
+def test_a_lock_that_was_tampered_with_is_held_against_the_recipe(tmp_path, spoil, said):
+    run(tmp_path)
+    lock = json.loads((tmp_path / "fake.lock").read_text())
+    spoil(lock)
+    (tmp_path / "fake.lock").write_text(json.dumps(lock))
+    with pytest.raises(LockError, match=said):
+        run(tmp_path, frozen=True)
+
+
 def test_without_a_lock_locked_refuses(tmp_path):
     with pytest.raises(LockError, match="no lock"):
         run(tmp_path, locked=True)
@@ -98,8 +117,9 @@ def test_a_failed_gate_makes_the_planner_try_the_next_offer(tmp_path):
 def test_when_no_offer_passes_the_build_stops_with_figure_and_limit(tmp_path):
     plugin = fakes()
     plugin.engine.kld_by_quant = {"half": 0.9, "tenth": 0.8}
-    with pytest.raises(ProofFailed, match=r"max_kld_mean: measured 0\.8.*limit is 0\.5"):
+    with pytest.raises(ProofFailed, match=r"max_kld_mean: measured 0\.8.*limit is 0\.5") as caught:
         run(tmp_path, plugin)
+    assert len(caught.value.problems) == 1
     assert not (tmp_path / "dist").exists()
 
 
@@ -173,7 +193,7 @@ def test_two_builds_at_once_do_the_work_once_and_agree(tmp_path):
         folder = tmp_path / "both"
         world = fake_build.World(store=fake_build.Store(folder / "store"), folder=folder)
         results[index] = fake_build.pipeline.build(
-            folder / "fake.toml", folder / f"dist{index}" / "fake",
+            folder / "fake.toml", folder / "dist" / "fake",
             load_plugins(extra=[plugins[index]]), world,
         )  # fmt: skip
 
@@ -183,6 +203,8 @@ def test_two_builds_at_once_do_the_work_once_and_agree(tmp_path):
     for thread in threads:
         thread.join(60)
     assert results[0].manifest_sha256 == results[1].manifest_sha256
+    assert not verify_bundle(tmp_path / "both/dist/fake").findings
+    assert [p.name for p in (tmp_path / "both/dist").iterdir()] == ["fake"]
     assert sorted(plugins[0].engine.runs + plugins[1].engine.runs) == ["prove", "quantize"]
 
 

@@ -144,6 +144,45 @@ def test_a_damaged_bundle_is_made_anew(tmp_path):
     assert kinds(bundle) == set()
 
 
+def test_a_damaged_object_never_gets_into_a_bundle_and_the_old_one_stays(tmp_path):
+    bundle, digest, world, layout = sealed(tmp_path)
+    entry = layout.entries["models/a.gguf"].file
+    stored = world.store.object_path(entry.sha256)
+    stored.chmod(0o644)
+    spoiled = bytearray(stored.read_bytes())
+    spoiled[5] ^= 1
+    stored.unlink()
+    stored.write_bytes(spoiled)
+    (bundle / "start").unlink()
+    with pytest.raises(DamagedError, match="removed"):
+        seal(layout, manifest_for(layout), bundle, world)
+    assert (bundle / "models/a.gguf").read_bytes() == FILES["models/a.gguf"]
+    world.store.put(FILES["models/a.gguf"])
+    assert seal(layout, manifest_for(layout), bundle, world).manifest_sha256 == digest
+    assert kinds(bundle) == set()
+
+
+def test_a_program_that_lost_its_executable_bit_is_named(tmp_path):
+    bundle, *_ = sealed(tmp_path, {**FILES})
+    assert kinds(bundle) == set()
+    (bundle / "start").chmod(0o644)
+    # Not one program is marked: as on a stick with exFAT, where that is nobody's fault.
+    assert kinds(bundle) == set()
+
+
+def test_an_output_that_is_a_link_or_has_odd_letters_is_sealed_where_it_leads(tmp_path):
+    _, _, world, layout = sealed(tmp_path)
+    real = tmp_path / "real [1]"
+    link = tmp_path / "link"
+    link.symlink_to(real)
+    for _ in range(2):
+        seal(layout, manifest_for(layout), link, world)
+        assert kinds(real) == set()
+        (real / "start").write_bytes(b"changed")
+    assert link.is_symlink()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["dist", "link", "real [1]", "store"]
+
+
 def test_what_is_no_bundle_is_never_replaced(tmp_path):
     _, _, world, layout = sealed(tmp_path)
     mine = tmp_path / "mine"

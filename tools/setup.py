@@ -95,11 +95,21 @@ def make_venv() -> None:
 
 def user_llama_cpp() -> str | None:
     """Return the folder of a llama-cpp-python that the user's own Python has, None without one."""
-    code = "import llama_cpp, pathlib; print(pathlib.Path(llama_cpp.__file__).parent.parent)"
+    code = (
+        "import llama_cpp, pathlib; print(llama_cpp.__version__); "
+        "print(pathlib.Path(llama_cpp.__file__).parent)"
+    )
     found = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd="/", check=False
     )
-    return found.stdout.strip() if found.returncode == 0 else None
+    if found.returncode:
+        return None
+    version, folder = found.stdout.splitlines()[-2:]
+    wanted = re.search(r"^llama-cpp-python==(\S+)", LOCKS["runtime"].read_text(), re.MULTILINE)
+    if wanted is None or version != wanted[1]:
+        say(f"your own llama-cpp-python is {version}, {wanted and wanted[1]} is needed: not used")
+        return None
+    return folder
 
 
 def done_stamp(name: str) -> Path:
@@ -123,8 +133,13 @@ def install_lock(name: str, own_llama: str | None) -> None:
     if name == "runtime":
         if own_llama is not None:
             say(f"using the llama-cpp-python of your own Python ({own_llama})")
-            link = next((VENV / "lib").glob("python*/site-packages")) / "own-llama-cpp.pth"
-            link.write_text(own_llama + "\n")
+            pip("uninstall", "--yes", "llama-cpp-python")
+            code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+            site = subprocess.run(
+                [PYTHON, "-c", code], capture_output=True, text=True, check=True
+            ).stdout.strip()
+            (Path(site) / "llama_cpp").unlink(missing_ok=True)
+            (Path(site) / "llama_cpp").symlink_to(own_llama, target_is_directory=True)
         else:
             pip("install", "--no-deps", compiled_llama_cpp(llama))
     stamp.write_text(wanted)

@@ -149,7 +149,10 @@ class Page:
 
     async def sign_in(self, request: Request) -> Response:
         """Check the token and remember it in a cookie that no script can read."""
-        body = await _json(request)
+        try:
+            body = await _json(request)
+        except BadRequest as error:
+            return plain_answer(400, str(error), path="/api")
         given = body.get("token", "")
         if not self.token or not isinstance(given, str):
             return plain_answer(400, "There is nothing to sign in to.", path="/api")

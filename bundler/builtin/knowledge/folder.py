@@ -26,6 +26,7 @@ from bundler.builtin.knowledge.limited_child import ChildFailed, LimitedChild
 from bundler.builtin.knowledge.pages import STYLE, article_page, contents_body
 from bundler.builtin.knowledge.reading import Page, Reading, read_documents, read_media
 from bundler.errors import Problem, StepFailed, UnsafeInput
+from bundler.fingerprint import code_digest
 from bundler.hookspecs import Task
 from bundler.proof import Coverage, Skipped
 from bundler.store import full_disk_is_an_error
@@ -75,7 +76,8 @@ def zim_tool() -> str:
     from importlib.metadata import version
 
     packages = ("libzim", "markdown-it-py", "nh3", "pypdfium2", "selectolax")
-    parts = [f"bundler {bundler.__version__}", *(f"{name} {version(name)}" for name in packages)]
+    own = f"bundler {code_digest(Path(__file__).parent)}"
+    parts = [own, *(f"{name} {version(name)}" for name in packages)]
     return "; ".join(parts)
 
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import bundler
 from bundler.builtin.knowledge.limited_child import ChildFailed, LimitedChild
 from bundler.builtin.knowledge.zim_layout import check_header
 from bundler.errors import DamagedError, UnsafeInput
+from bundler.fingerprint import code_digest
 from bundler.hookspecs import Task
 from bundler.proof import Coverage
 from bundler.store import share_or_copy
@@ -31,7 +31,8 @@ class ZimCorpus:
         """Return the versions of what judges the file."""
         from importlib.metadata import version
 
-        return f"bundler {bundler.__version__}; libzim {version('libzim')}"
+        own = code_digest(Path(__file__).parent)
+        return f"bundler {own}; libzim {version('libzim')}"
 
     def run(self, task: Task) -> Mapping[str, Any]:
         """Check the one input and leave it as `corpus.zim`.

@@ -10,6 +10,7 @@ from typing import Any
 from bundler.builtin.llamacpp.child import run_child
 from bundler.builtin.llamacpp.prove import prove
 from bundler.errors import PluginError
+from bundler.fingerprint import code_digest
 from bundler.hardware import Target
 from bundler.hookspecs import Task
 from bundler.lock import LockedFile, LockedModel, ModelFacts, Resolution
@@ -70,9 +71,10 @@ def _fingerprint() -> str:
     """Ask a child once per process: loading llama.cpp here would let a driver's crash in."""
     import os
 
-    from bundler import __version__
+    from bundler import weights
 
-    return f"bundler {__version__} | " + str(
+    own = code_digest(Path(__file__).parent, Path(weights.__file__).parent)
+    return f"bundler {own} | " + str(
         run_child(f"{JOBS}.native:fingerprint_job", {}, environment=os.environ)
     )
 

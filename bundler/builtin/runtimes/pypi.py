@@ -14,7 +14,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -121,8 +120,8 @@ def _open_wheel(
 ) -> Iterator[ByteStream]:
     if world.offline:
         raise SourceError("no connection may be opened", where=wheel.file)
-    with tempfile.TemporaryDirectory(prefix="wheel-", dir=world.store.root) as scratch:
-        path = _downloaded(wheel, Path(scratch), world)
+    with world.store.scratch() as scratch:
+        path = _downloaded(wheel, scratch, world)
         size = path.stat().st_size
         with path.open("rb") as stream:
             stream.seek(start)
