@@ -1,6 +1,7 @@
 """Measure an exported model: perplexity against two baselines, copying, citing and refusing.
 
-Everything is measured on held-out synsets, whose words and glosses the training never showed.
+Everything is measured on held-out synsets: the training never defined their words, nor showed
+their glosses.
 Answers are generated greedily from the prompt alone; a citation is right when the answer ends in
 the expected number.
 
