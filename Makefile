@@ -10,7 +10,7 @@ demo: setup
 	@$(BUNDLER) build recipes/quickstart.toml
 
 test: setup-test check
-	@$(PYTEST) -n 2
+	@$(PYTEST) -n 2 --dist loadfile
 
 check: setup-test
 	@.venv/bin/ruff check .

@@ -314,7 +314,8 @@ def test_a_fault_that_stays_is_an_error_and_nothing_enters_the_store(
         get(hub, world)
     assert caught.value.exit_code == error.exit_code
     assert objects(world) == []
-    assert hub.bytes_sent(CDN) < 3 * len(WEIGHTS), "asked too often"
+    # Random bytes grow by a few in 10,000 when they are compressed.
+    assert hub.bytes_sent(CDN) < 3.01 * len(WEIGHTS), "asked too often"
 
 
 def test_a_redirect_loop_is_left_after_ten_hops(hub: TestHub, world: World) -> None:

@@ -19,7 +19,9 @@ FLAGS = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="session")
+# Playwright's event loop runs in the thread of the tests until it is stopped: a browser that lived
+# for the whole session would keep tests of other files from running loops of their own.
+@pytest.fixture(scope="module")
 def chromium():
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if CHROMIUM is None:
