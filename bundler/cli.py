@@ -208,7 +208,9 @@ def build(
         })  # fmt: skip
     else:
         screen.say(f"[bold green]{built.output}[/] is ready  [dim]{built.manifest_sha256[:16]}[/]")
-        screen.say(f"[dim]start it: {built.output}/start   what was measured: report.html[/]")
+        screen.say(
+            f"[dim]start it: {built.output}/start   what was measured: {built.output}/report.html[/]"
+        )
 
 
 @app.command()
@@ -394,7 +396,10 @@ def init(
         with path.open("x", encoding="utf-8") as stream:
             stream.write(starter_recipe(path.stem, target))
     except FileExistsError as error:
-        raise UnsafeInput("is there already and is not overwritten", where=str(path)) from error
+        hint = "give another name, or remove it yourself"
+        raise UnsafeInput(
+            "is there already, not overwritten", where=str(path), hint=hint
+        ) from error
     Screen("plain").say(f"wrote {path}; next: bundler plan {path}")
 
 

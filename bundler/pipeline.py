@@ -12,10 +12,11 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 from bundler.compose import compose, licence_files
-from bundler.errors import DoesNotFit, LockError, Problem, ProofFailed
+from bundler.errors import DoesNotFit, LockError, Problem, ProofFailed, RecipeError
 from bundler.events import Note
 from bundler.execute import Results, execute, fetch_inputs
 from bundler.gates import check_gates, gate_problems
@@ -35,7 +36,7 @@ from bundler.resolve import (
     report_lock_made,
     resolve,
 )  # fmt: skip
-from bundler.seal import seal
+from bundler.seal import check_output, seal
 from bundler.store import write_durably
 from bundler.world import World
 
@@ -76,12 +77,50 @@ def build(
         BundlerError: the kind says who can act; finished work is kept.
     """
     recipe = read_recipe(recipe_path)
+    check_output(output)
     lock = ensure_lock(recipe_path, recipe, plugins, world, locked=locked, frozen=frozen)
     plan, results, proofs = prove_or_replan(recipe, lock, plugins, world)
+    say_what_was_left_out(recipe, results, world)
     fetch_licences(lock, plan, plugins, world)
     composition = compose(recipe, lock, plan, results, proofs)
     sealed = seal(composition.layout, composition.manifest, output, world)
     return Built(output, sealed.manifest_sha256, plan, proofs)
+
+
+def check_names(recipe: Recipe, recipe_path: Path, plugins: Plugins) -> None:
+    """Refuse a recipe that names what is not installed, before anything is asked of the network.
+
+    Raises:
+        RecipeError: every such name, with the nearest one there is.
+    """
+    asked: list[tuple[str, str, Mapping[str, object]]] = [
+        *((f"models.{n}.engine", m.engine, plugins.engines) for n, m in recipe.models.items()),
+        *((f"models.{n}.source", m.source.source, plugins.sources) for n, m in recipe.models.items()),
+        *((f"corpora.{n}.kind", c.kind, plugins.corpora) for n, c in recipe.corpora.items()),
+        *((f"corpora.{n}.source", c.source.source, plugins.sources)
+          for n, c in recipe.corpora.items()),
+        *(("runtime.use", name, plugins.runtimes) for name in recipe.runtime.use),
+    ]  # fmt: skip
+    if recipe.target.use is not None:
+        asked.append(("target.use", recipe.target.use, plugins.targets))
+    problems = []
+    for key, name, known in asked:
+        if name not in known:
+            near = get_close_matches(name, known, n=1, cutoff=0.5)
+            guess = f"did you mean {near[0]!r}? " if near else ""
+            hint = f"{guess}there is: {', '.join(known)}"
+            problems.append(Problem(f"{key}: {name!r} is not installed", str(recipe_path), hint))
+    if problems:
+        raise RecipeError(problems)
+
+
+def say_what_was_left_out(recipe: Recipe, results: Results, world: World) -> None:
+    """Warn of every corpus that does not hold all it was given."""
+    for name in recipe.corpora:
+        skipped = int(results.by_step[f"corpora/{name}"].facts.get("skipped_total", 0))
+        if skipped:
+            text = f"corpora.{name}: {skipped} of its files were left out; report.html says why"
+            world.report(Note(text, "warning"))
 
 
 # -- lock --------------------------------------------------------------------------------------------
@@ -96,6 +135,7 @@ def ensure_lock(
     Raises:
         LockError: it is missing under `locked`, or stale, or local files have changed.
     """
+    check_names(recipe, recipe_path, plugins)
     path = lock_path(recipe_path)
     lock = read_lock(path)
     if lock is None:
@@ -115,6 +155,7 @@ def ensure_lock(
 
 def make_lock(recipe_path: Path, recipe: Recipe, plugins: Plugins, world: World) -> Lock:
     """Turn the recipe's names into a lock and write it beside the recipe."""
+    check_names(recipe, recipe_path, plugins)
     stamp = world.environment.get("SOURCE_DATE_EPOCH", "")
     created = int(stamp) if stamp.isdigit() else int(time.time())
     path = lock_path(recipe_path)

@@ -177,7 +177,9 @@ def _explain(detail: Any, path: KeyPath) -> tuple[str, str]:
         keys = _known_keys(path[:-1])
         return "unknown key", _did_you_mean(str(path[-1]), keys) or f"known here: {', '.join(keys)}"
     if kind == "missing":
-        return "is missing", f"add it to [{'.'.join(map(str, path[:-1])) or 'the recipe'}]"
+        if len(path) == 1:
+            return "is missing", f"add a table [{path[0]}] (see docs/recipes.md)"
+        return "is missing", f"add it to [{'.'.join(map(str, path[:-1]))}]"
     if kind == "literal_error":
         allowed = re.findall(r"'([^']*)'", str(context.get("expected", "")))
         wrong = str(detail["input"])

@@ -227,4 +227,8 @@ def report_lock_made(path: Path, lock: Lock, world: World) -> None:
     """Say that a lock was written."""
     items = [m.resolution for m in lock.models.values()] + list(lock.corpora.values())
     total = sum(item.size_bytes for item in items)
-    world.report(Note(f"locked {len(items)} items, {format_bytes(total)}: {path.name}"))
+    world.report(
+        Note(
+            f"locked {len(items)} item{'s' if len(items) != 1 else ''}, {format_bytes(total)}: {path.name}"
+        )
+    )

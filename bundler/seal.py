@@ -128,6 +128,28 @@ def _seal(layout: Layout, manifest: Manifest, output: Path, world: World) -> Sea
     return Sealed(digest, written=True)
 
 
+def check_output(output: Path) -> None:
+    """Refuse a place where no bundle can be put, before hours of work go by.
+
+    Raises:
+        UnsafeInput: something is there that is not a bundle, or nothing can be written there.
+    """
+    output = output.resolve()
+    _refuse_to_replace(output)
+    folder = output.parent
+    while not folder.exists():
+        folder = folder.parent
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".bundler-"):
+            pass
+    except OSError as error:
+        raise UnsafeInput(
+            f"nothing can be written here: {error.strerror}",
+            where=str(folder),
+            hint="give an --output in a folder of yours",
+        ) from error
+
+
 def _is_there_and_right(output: Path, manifest_data: bytes) -> bool:
     try:
         if (output / MANIFEST_NAME).read_bytes() != manifest_data:

@@ -175,8 +175,29 @@ def test_hostile_weights_are_refused_while_locking(tmp_path):
 
 
 def test_an_unknown_engine_names_those_there_are(tmp_path):
-    with pytest.raises(Exception, match="no engine called 'exl9'"):
-        run(tmp_path, recipe=RECIPE.replace('engine = "fake"', 'engine = "exl9"'))
+    recipe = RECIPE.replace('engine = "fake"', 'engine = "exl9"').replace(
+        '"fake"\nsource', '"foke"\nsource'
+    )
+    with pytest.raises(RecipeError) as caught:
+        run(tmp_path, recipe=recipe)
+    said = [(p.message, p.hint) for p in caught.value.problems]
+    assert said == [
+        ("models.chat.engine: 'exl9' is not installed", "there is: fake, llama.cpp"),
+        (
+            "corpora.book.kind: 'foke' is not installed",
+            "did you mean 'fake'? there is: fake, folder, zim",
+        ),
+    ]
+    assert not (tmp_path / "fake.lock").exists()
+
+
+def test_an_output_that_cannot_be_used_is_refused_before_any_work(tmp_path):
+    plugin = fakes()
+    (tmp_path / "dist/fake").mkdir(parents=True)
+    (tmp_path / "dist/fake/diary.txt").write_text("dear")
+    with pytest.raises(UnsafeInput, match="not a bundle"):
+        run(tmp_path, plugin)
+    assert plugin.source.opened == []
 
 
 def test_two_builds_at_once_do_the_work_once_and_agree(tmp_path):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from bundler import hookspecs, pipeline, plugins
-from bundler.errors import DoesNotFit, PluginError, Problem, ProofFailed, StepFailed
+from bundler.errors import DoesNotFit, PluginError, Problem, ProofFailed, RecipeError, StepFailed
 from bundler.hardware import Target
 from bundler.hookspecs import hookimpl
 from bundler.plugins import load_plugins
@@ -91,7 +91,7 @@ def test_an_unknown_name_lists_what_there_is():
     ],
 )
 def test_a_recipe_that_names_what_is_not_installed_says_what_is(tmp_path, old, new, hint):
-    with pytest.raises(PluginError) as caught:
+    with pytest.raises(RecipeError) as caught:
         build(tmp_path, RECIPE.replace(old, new))
     assert hint in str([problem.hint for problem in caught.value.problems])
 

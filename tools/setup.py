@@ -192,7 +192,8 @@ def compile_llama_cpp(folder: Path) -> None:
     }
     say(f"compiling llama.cpp, once: about 4 minutes on 2 idle cores (log: {log})")
     command = [sys.executable, PIP_WHEEL / "pip", "--python", PYTHON, "wheel", "-v", "--no-deps",
-               "--no-build-isolation", "--disable-pip-version-check", "--require-hashes",
+               "--no-build-isolation", "--disable-pip-version-check", "--no-cache-dir",
+               "--require-hashes",
                "--wheel-dir", folder, "-r", folder / "requirement.txt"]  # fmt: skip
     started = time.monotonic()
     with log.open("w") as sink, subprocess.Popen(

@@ -89,7 +89,7 @@ class StatusLine:
         if self.bundle.questions:
             chosen = random.sample(self.bundle.questions, min(EXAMPLES, len(self.bundle.questions)))
             return [Example(question, question) for question in chosen]
-        return [Example(title, f"Tell me about {title}") for title in self._titles()]
+        return [Example(title, f"What is {_mid_sentence(title)}?") for title in self._titles()]
 
     def _titles(self) -> list[str]:
         titles: list[str] = []
@@ -163,3 +163,9 @@ def _model_row(server: ModelServer) -> dict[str, Any]:
         "state": server.state, "reason": server.reason, "device": server.device,
         "busy": server.slots.busy, "waiting": server.slots.waiting,
     }  # fmt: skip
+
+
+def _mid_sentence(title: str) -> str:
+    """Return a title as it stands inside a sentence: `Solar still` → `solar still`, `CPR` as it is."""
+    ordinary = title[:1].isupper() and title[1:2].islower() and title[1:] == title[1:].lower()
+    return title[0].lower() + title[1:] if ordinary else title
