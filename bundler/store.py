@@ -5,7 +5,7 @@
     STORE/objects/ab/abcdef…      one file per content, mode 0444; its name is its SHA-256
     STORE/results/<key>.json      what a step with this key produced: names → digests, and facts
     STORE/parts/<sha256>          a transfer that is not whole yet
-    STORE/work/<random>/          a step's scratch folder; leftovers of dead processes are swept
+    STORE/work                    scratch folders of steps; leftovers of dead processes are swept
     STORE/locks/<name>.lock       one writer per part or step
 
 A file gets its final name only when it is whole, hashed and on the disk (write beside, fsync,
