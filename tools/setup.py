@@ -190,7 +190,7 @@ def compile_llama_cpp(folder: Path) -> None:
         "CMAKE_BUILD_PARALLEL_LEVEL": jobs,
         "PATH": f"{PYTHON.parent}{os.pathsep}{os.environ['PATH']}",
     }
-    say(f"compiling llama.cpp, once: about 4 minutes on 2 idle cores (log: {log})")
+    say(f"compiling llama.cpp, once: some minutes (log: {log})")
     command = [sys.executable, PIP_WHEEL / "pip", "--python", PYTHON, "wheel", "-v", "--no-deps",
                "--no-build-isolation", "--disable-pip-version-check", "--no-cache-dir",
                "--require-hashes",
