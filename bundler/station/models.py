@@ -35,6 +35,8 @@ BACK_OFF_SECONDS = (1.0, 2.0, 5.0, 15.0, 30.0)
 STEADY_SECONDS = 120.0
 """A server that ran this long and then crashed starts with a fresh count."""
 END_SECONDS = 5.0
+LAST_WORDS_SECONDS = 1.0
+"""How long the rest of an ended server's log is awaited."""
 LOG_LINES = 200
 _GUARDIAN = Path(__file__).with_name("guardian.py")
 
@@ -176,7 +178,8 @@ class ModelServer:
             return True
         finally:
             await _end(self.process)
-            # A grandchild may hold the pipe open; its words are not waited for.
+            # What it said last is often why it ended; but a grandchild may hold the pipe open.
+            await asyncio.wait([reading], timeout=LAST_WORDS_SECONDS)
             reading.cancel()
             self.process = None
 
@@ -235,8 +238,10 @@ class ModelServer:
         pending = b""
         while chunk := await process.stdout.read(4096):
             *lines, pending = (pending + chunk).split(b"\n")
-            self.log.extend(line.decode("utf-8", "replace").rstrip()[:500] for line in lines)
+            self.log.extend(_log_line(line) for line in lines)
             pending = pending[-4096:]
+        if pending:
+            self.log.append(_log_line(pending))
 
     def _nothing_to_start(self) -> str:
         if not self.bundle.runtimes:
@@ -247,6 +252,10 @@ class ModelServer:
         said = [line for line in self.log if line.strip()]
         told = [line[6:].strip() for line in said if line.startswith("error:")] or said
         return f"The program that runs it did not start{f': {told[-1]}' if told else ''}."
+
+
+def _log_line(line: bytes) -> str:
+    return line.decode("utf-8", "replace").rstrip()[:500]
 
 
 def expand(text: str, values: Mapping[str, str]) -> str:

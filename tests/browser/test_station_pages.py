@@ -81,6 +81,15 @@ def test_a_question_is_answered_with_a_citation_that_opens_the_article_at_the_pa
     assert page.is_hidden("#reader")
 
 
+def test_what_was_read_is_open_beneath_an_answer_that_names_no_source(one):
+    page = one.page
+    ask(page, "boil SAY(Keep it bubbling.)")
+    finished(page)
+    assert page.locator(".answer a.cite").count() == 0
+    assert page.inner_text(".answer summary").startswith("The answer names no source.")
+    assert page.locator(".answer a.source").first.is_visible()
+
+
 def test_an_answer_can_be_stopped_and_asked_again(one, station):
     page = one.page
     ask(page, "boil SLOW")

@@ -40,8 +40,11 @@ function showSources(view, cited) {
   const heading = cited ? (used.length === 1 ? "Source" : "Sources") : "Found in the library";
   if (used.length) parts.push(el("h3", {}, heading), el("ol", {}, ...used.map(sourceCard)));
   if (rest.length) {
-    const label = used.length ? `${rest.length} more passage${rest.length === 1 ? " was" : "s were"} read` : "Passages that were read";
-    parts.push(el("details", {}, el("summary", {}, label), el("ol", {}, ...rest.map(sourceCard))));
+    // An answer that names no source is the one to hold against what was read: nothing is folded away.
+    const label = used.length
+      ? `${rest.length} more passage${rest.length === 1 ? " was" : "s were"} read`
+      : "The answer names no source. Check it against what was read:";
+    parts.push(el("details", { open: !used.length }, el("summary", {}, label), el("ol", {}, ...rest.map(sourceCard))));
   }
   view.sources.replaceChildren(...parts);
 }
