@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from bundler.value import Bytes, Value
 
 Platform = Literal["linux-x86_64", "linux-aarch64", "macos-arm64", "macos-x86_64", "windows-x86_64"]
@@ -18,11 +20,21 @@ class Target(Value):
     title: str = ""
     accelerator: Accelerator = "none"
     usable_vram_bytes: Bytes = 0
-    """What a model may use on the accelerator: nominal less what driver and display take."""
+    """What models may use on the accelerator, on each of them where there are several: nominal
+    less what driver and display take."""
+    nominal_vram_bytes: Bytes = 0
+    """What its box says; 0 when unknown."""
+    device_count: int = Field(default=1, ge=1, le=64)
+    """How many accelerators there are, all alike."""
     ram_bytes: Bytes
     """What programs may use of the main memory."""
     memory_bandwidth_bytes_per_second: int = 0
     """Peak bandwidth of the memory the weights lie in; 0 when unknown."""
+    host_memory_bandwidth_bytes_per_second: int = 0
+    """Peak bandwidth of the main memory, for layers that are not on the accelerator; 0 when
+    unknown."""
+    disk_read_bytes_per_second: int = 0
+    """How fast models can be read into memory; 0 when unknown."""
     unified_memory: bool = False
     """Whether accelerator and CPU share one memory (Apple, Raspberry Pi)."""
     platforms: tuple[Platform, ...] = ("linux-x86_64",)

@@ -21,6 +21,8 @@ class Memory(Value):
     """What the backend takes for itself (CUDA context, libraries)."""
     host_bytes: int = 0
     """What stays in main memory although the model is on an accelerator; not in the total."""
+    by_device: tuple[int, ...] = ()
+    """The total, split over the accelerators; empty when there is one at most."""
 
     @property
     def total_bytes(self) -> int:
@@ -103,6 +105,8 @@ class Offer(Value):
     """Predicted damage, smaller is better; comparable only among offers for one model."""
     gpu_layers: int = -1
     """Layers on the accelerator; -1 for all."""
+    tokens_per_second: float = 0.0
+    """Predicted speed of generation on the target, an upper bound; 0 when unknown."""
     steps: tuple[Step, ...]
     """In order; names are relative to `models/<name>/`. The last one leaves `model.gguf` etc."""
     output: StepInput | FileInput
