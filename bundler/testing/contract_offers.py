@@ -96,7 +96,9 @@ def _check_figures(offer: Offer, request: ModelRequest, who: str) -> None:
     }  # fmt: skip
     for name, value in figures.items():
         hold(value > 0 and math.isfinite(value), f"{who}: {name} is {value}")
-    shares = {**memory.model_dump(), "scratch_bytes": offer.scratch_bytes}
+    parts = memory.model_dump()
+    devices = {f"by_device[{n}]": size for n, size in enumerate(parts.pop("by_device"))}
+    shares = {**parts, **devices, "scratch_bytes": offer.scratch_bytes}
     for name, value in shares.items():
         hold(value >= 0, f"{who}: {name} is {value}")
     hold(math.isfinite(offer.quality), f"{who}: quality is {offer.quality}")

@@ -211,7 +211,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if fault.kind == "gzip":
             packed = gzip.compress(content.read(start, end - start))
             headers["Content-Encoding"] = "gzip"
-            length, body = len(packed), iter([packed])
+            length, body = len(packed), _pieces(packed)
         elif fault.kind == "lying_length":
             length = end - start + fault.after_bytes
         elif fault.kind == "endless":
@@ -289,3 +289,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 self.wfile.write(block)
         if length is not None and sent != length:
             self.close_connection = True
+
+
+def _pieces(data: bytes) -> Iterator[bytes]:
+    """Cut a body into blocks, so that what was sent is counted as it goes."""
+    for start in range(0, len(data), 64 << 10):
+        yield data[start : start + (64 << 10)]
