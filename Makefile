@@ -3,7 +3,7 @@ PYTHON ?= python3
 BUNDLER = .venv/bin/bundler
 PYTEST = .venv/bin/python -m pytest
 
-.PHONY: demo test check setup setup-test lint types requirements clean
+.PHONY: bench-media bench-plan demo test check setup setup-test lint types requirements clean
 
 demo: setup
 	@$(BUNDLER) lock recipes/quickstart.toml --progress quiet
@@ -28,3 +28,11 @@ requirements:
 
 clean:
 	rm -rf .venv .cache dist build
+
+# The plan's memory against llama.cpp's own account, and how long planning takes.
+bench-plan: setup-test
+	@.venv/bin/python bench/plan_memory.py
+
+# Verifying, sealing and repairing against hashlib, sha256sum, openssl and par2, on 1 GB of noise.
+bench-media: setup-test
+	@.venv/bin/python bench/media.py

@@ -7,6 +7,7 @@ tests. Specification: ECMA-424, https://cyclonedx.org/docs/1.6/json/.
 from __future__ import annotations
 
 import uuid
+from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -28,7 +29,7 @@ def bill_of_materials(manifest: Manifest) -> dict[str, Any]:
     """Return the bill of materials of a bundle as a CycloneDX 1.6 document."""
     identity = digest([manifest.name, manifest.version, manifest.lock_sha256])
     components = [
-        *map(_model, manifest.models),
+        *_models(manifest),
         *map(_corpus, manifest.corpora),
         *map(_software, manifest.components),
     ]
@@ -68,7 +69,18 @@ def _licences(word: str) -> list[dict[str, Any]]:
     return [{"license": {"id": canonical} if canonical else {"name": word}}]
 
 
-def _model(model: BundledModel) -> dict[str, Any]:
+def _models(manifest: Manifest) -> list[dict[str, Any]]:
+    """Return a component for each file of each model; one that several machines share names all."""
+    files: dict[tuple[str, str], list[BundledModel]] = {}
+    for model in manifest.models:
+        files.setdefault((model.name, model.file), []).append(model)
+    count = Counter(name for name, _ in files)
+    return [_model(*same, alone=count[name] == 1) for (name, _), same in files.items()]
+
+
+def _model(model: BundledModel, *others: BundledModel, alone: bool) -> dict[str, Any]:
+    tiers = [one.tier for one in (model, *others) if one.tier]
+    properties = [{"name": "bundler:tier", "value": tier} for tier in tiers]
     card: dict[str, Any] = {
         "modelParameters": {"task": model.role, "architectureFamily": model.engine}
     }
@@ -80,15 +92,19 @@ def _model(model: BundledModel) -> dict[str, Any]:
                 {"type": "mean KLD to the unquantized model", "value": f"{quality.kld_mean:.6f}"},
             ]
         }
-    return {
-        "type": "machine-learning-model",
-        "bom-ref": f"model/{model.name}",
-        "name": model.name,
-        "version": model.origin.revision or "unknown",
-        "description": f"{model.origin.reference} as {model.quant}",
-        "licenses": _licences(model.origin.licence),
-        "modelCard": card,
-    } | _hash(model.proof.model_sha256 if model.proof else "")
+    return (
+        {
+            "type": "machine-learning-model",
+            "bom-ref": f"model/{model.name}" + ("" if alone else f"@{model.tier}"),
+            "name": model.name,
+            "version": model.origin.revision or "unknown",
+            "description": f"{model.origin.reference} as {model.quant}",
+            "licenses": _licences(model.origin.licence),
+            "modelCard": card,
+        }
+        | ({"properties": properties} if properties else {})
+        | _hash(model.proof.model_sha256 if model.proof else "")
+    )
 
 
 def _hash(sha256: str) -> dict[str, Any]:

@@ -16,7 +16,8 @@ import typer
 from typer.exceptions import TyperException
 
 import bundler
-from bundler.errors import BundlerError, Problem, RecipeError, StepFailed
+from bundler import key_commands, machine_commands, repair_commands
+from bundler.errors import BundlerError, DoesNotFit, Problem, RecipeError, StepFailed
 
 app = typer.Typer(
     name="bundler",
@@ -25,6 +26,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.add_typer(key_commands.app, name="key")
+app.command()(repair_commands.repair)
+app.command()(machine_commands.targets)
+app.command()(machine_commands.doctor)
 
 # As huggingface_hub reads its own switches.
 _TRUE = frozenset({"1", "on", "yes", "true"})
@@ -59,6 +65,17 @@ Frozen = Annotated[
                  envvar="BUNDLER_FROZEN"),
 ]  # fmt: skip
 AsJson = Annotated[bool, typer.Option("--json", help="Write the result as JSON to stdout.")]
+Explain = Annotated[
+    bool, typer.Option("--explain", help="Say why, what more would buy, and what to give up.")
+]
+FrontierFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--frontier",
+        help="Draw quality against memory against context, as SVG.",
+        metavar="FILE.svg",
+    ),
+]
 Jobs = Annotated[
     int, typer.Option("--jobs", "-j", min=1, max=64, help="Files fetched at the same time.")
 ]
@@ -158,7 +175,7 @@ def _world(
     except ValueError as error:
         raise RecipeError(f"--limit-rate: {error}") from error
     root = store or Path(platformdirs.user_cache_dir("bundler"))
-    with Screen(progress) as screen:  # type: ignore[arg-type]
+    with Screen(progress) as screen, _places(recipe):  # type: ignore[arg-type]
         yield (
             screen,
             World(
@@ -172,6 +189,19 @@ def _world(
             ),
             load_plugins(),
         )
+
+
+@contextmanager
+def _places(recipe: Path | None) -> Iterator[None]:
+    """Give problems of the block that name a key of the recipe their line and column in it."""
+    try:
+        yield
+    except (RecipeError, DoesNotFit) as error:
+        if recipe is None:
+            raise
+        from bundler.recipe_places import placed
+
+        raise placed(error, recipe) from error.__cause__
 
 
 @app.callback(invoke_without_command=True)
@@ -188,6 +218,7 @@ def build(
     recipe: Recipe, output: Output = None, locked: Locked = False, frozen: Frozen = False,
     offline: Offline = False, store: StoreDir = None, progress: ProgressMode = "auto",
     as_json: AsJson = False, jobs: Jobs = 4, limit_rate: Limit = None,
+    keys: key_commands.KeysFolder = None,
 ) -> None:  # fmt: skip
     """Do the main job: a recipe in, a bundle that runs with no network out."""
     from bundler import pipeline
@@ -199,28 +230,38 @@ def build(
         plugins,
     ):
         target = output or Path("dist") / read_recipe(recipe).bundle.name
-        built = pipeline.build(recipe, target, plugins, world, locked=locked, frozen=frozen)
+        sign = key_commands.signer(key_commands.keys_folder(keys))
+        built = pipeline.build(
+            recipe, target, plugins, world, locked=locked, frozen=frozen, sign=sign
+        )
     if as_json or screen.mode == "json":
-        proofs = {name: proof.model_dump(mode="json") for name, proof in built.proofs.items()}
+        proofs = {
+            f"{name}@{tier}" if tier else name: proof.model_dump(mode="json")
+            for (name, tier), proof in built.proofs.items()
+        }
         screen.json({
             "output": str(built.output), "manifest_sha256": built.manifest_sha256,
-            "proofs": proofs,
+            "proofs": proofs, "signed": sign is not None,
         })  # fmt: skip
     else:
         screen.say(f"[bold green]{built.output}[/] is ready  [dim]{built.manifest_sha256[:16]}[/]")
         screen.say(
             f"[dim]start it: {built.output}/start   what was measured: {built.output}/report.html[/]"
         )
+        if sign is None:
+            screen.say("[dim]it is not signed; to sign what you build: bundler key new[/]")
 
 
 @app.command()
 def plan(
     recipe: Recipe, locked: Locked = False, frozen: Frozen = False, offline: Offline = False,
     store: StoreDir = None, progress: ProgressMode = "auto", as_json: AsJson = False,
+    explain: Explain = False, frontier: FrontierFile = None,
 ) -> None:  # fmt: skip
     """Show what would be built and why, whether it fits, and what will be fetched."""
     from bundler import pipeline
-    from bundler.console import show_plan
+    from bundler.advice import asking
+    from bundler.drawing import plan_view
     from bundler.execute import locked_files
     from bundler.plan import FileInput
     from bundler.recipe_file import read_recipe
@@ -228,7 +269,17 @@ def plan(
     with _world(recipe, store, progress, offline=offline) as (screen, world, plugins):
         wanted = read_recipe(recipe)
         lock = pipeline.ensure_lock(recipe, wanted, plugins, world, locked=locked, frozen=frozen)
-        made = pipeline.make_the_plan(wanted, lock, plugins)
+        for_program = as_json or screen.mode == "json"
+        try:
+            made = asking.plan_with_advice(wanted, lock, plugins)
+        except asking.NothingFits as error:
+            if for_program:
+                screen.json(plan_view.shortfall_json(error))
+            raise
+        why = asking.explanation_of(wanted, lock, plugins) if explain or for_program else None
+        if frontier is not None:
+            drawn = asking.frontiers_of(made, wanted, lock, plugins)
+            plan_view.write_frontier(frontier, drawn, made)
     needed = {
         given.sha256
         for step in made.steps
@@ -238,12 +289,13 @@ def plan(
     sizes = {f.sha256: f.size_bytes for _, f in locked_files(lock, plugins) if f.sha256 in needed}
     cached = sum(size for sha256, size in sizes.items() if world.store.has(sha256, size))
     download = sum(sizes.values()) - cached
-    if as_json or screen.mode == "json":
+    if for_program:
         screen.json({
             **made.model_dump(mode="json"), "cached_bytes": cached, "download_bytes": download,
+            "explanation": why.model_dump(mode="json") if why else None,
         })  # fmt: skip
     else:
-        show_plan(screen, made, cached, download)
+        plan_view.show_plan(screen, made, cached, download, explanation=why, recipe=str(recipe))
 
 
 @app.command()
@@ -269,9 +321,17 @@ def lock(
 @app.command()
 def verify(
     bundle: Annotated[Path, typer.Argument(help="A bundle's directory.", metavar="BUNDLE")],
+    unsigned: Annotated[
+        bool, typer.Option("--unsigned", help="Look for accidents only; trust nobody.")
+    ] = False,
+    allow_older: Annotated[
+        bool,
+        typer.Option("--allow-older", help="Accept a bundle older than one that was seen here."),
+    ] = False,
+    keys: key_commands.KeysFolder = None,
     progress: ProgressMode = "auto", as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """Read every byte of a bundle and name what is missing, extra, changed or renamed."""
+    """Say who made a bundle, and read every byte of it: what is missing, extra or changed."""
     from bundler.console import Screen
     from bundler.errors import DamagedError
     from bundler.events import Progress
@@ -289,17 +349,21 @@ def verify(
             "bundle": found.manifest.name, "version": found.manifest.version,
             "manifest_sha256": found.manifest_sha256, "files": found.files,
             "size_bytes": found.size_bytes,
-            "findings": [{"path": f.path, "kind": f.kind, "detail": f.detail}
+            "findings": [{"path": f.path, "kind": f.kind, "detail": f.detail, "ranges": f.ranges}
                          for f in found.findings],
         })  # fmt: skip
     if found.findings:
-        raise DamagedError([Problem(str(finding), str(bundle)) for finding in found.findings])
+        hint = f"what can be brought back: bundler repair {bundle}"
+        raise DamagedError([Problem(str(finding), str(bundle), hint) for finding in found.findings])
+    signed_by = "" if unsigned else key_commands.signed_by(bundle, keys, allow_older=allow_older)
     if not as_json:
         screen.say(
             f"{found.manifest.name} {found.manifest.version}: all {found.files} files "
             f"({format_bytes(found.size_bytes)}) are as the manifest says"
         )
-        screen.say("[dim]this finds accidents; it does not tell who made the bundle[/]")
+        screen.say(
+            signed_by or "[dim]this finds accidents; it does not tell who made the bundle[/]"
+        )
 
 
 @app.command()
@@ -307,39 +371,15 @@ def serve(
     bundle: Annotated[Path, typer.Argument(help="A bundle's directory.", metavar="BUNDLE")],
     port: Annotated[int, typer.Option(help="Port of the page; 0 for any.")] = 8765,
     browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,
+    tier: Annotated[str, typer.Option(help="Which of the bundle's sets of models to use.")] = "",
 ) -> None:
     """Start a bundle's station with this Python, as `./start` does with the bundle's own."""
     from bundler.station.__main__ import main as station
     from bundler.verify import read_manifest
 
     read_manifest(bundle)
-    words = ["--bundle", str(bundle), "--port", str(port)]
+    words = ["--bundle", str(bundle), "--port", str(port), *(["--tier", tier] if tier else [])]
     raise typer.Exit(station(words if browser else [*words, "--no-browser"]))
-
-
-@app.command()
-def targets(as_json: AsJson = False) -> None:
-    """List the machines a recipe can name, with what they can really give."""
-    from rich.table import Table
-
-    from bundler.console import Screen
-    from bundler.plugins import load_plugins
-    from bundler.value import format_bytes
-
-    screen, found = Screen("plain"), load_plugins().targets
-    if as_json:
-        screen.json([target.model_dump(mode="json") for target in found.values()])
-        return
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("name", "machine"):
-        table.add_column(name)
-    for name in ("usable VRAM", "RAM", "GB/s"):
-        table.add_column(name, justify="right")
-    for target in found.values():
-        vram = format_bytes(target.usable_vram_bytes) if target.accelerator != "none" else "–"
-        speed = f"{target.memory_bandwidth_bytes_per_second / 1e9:.0f}"
-        table.add_row(target.name, target.title, vram, format_bytes(target.ram_bytes), speed)
-    screen.show(table)
 
 
 @app.command()
@@ -372,7 +412,7 @@ def plugins(as_json: AsJson = False) -> None:
 def schema() -> None:
     """Print the JSON Schema of recipes, for editors: `bundler schema > recipe.schema.json`."""
     from bundler.console import Screen
-    from bundler.recipe_file import recipe_schema
+    from bundler.recipe_schema import recipe_schema
     from bundler.value import pretty_json
 
     Screen("plain").data(pretty_json(recipe_schema()))
@@ -386,7 +426,7 @@ def init(
     """Write a small recipe to start from."""
     from bundler.console import Screen
     from bundler.errors import UnsafeInput
-    from bundler.planner import choose_target
+    from bundler.planning.targeting import choose_target
     from bundler.plugins import load_plugins
     from bundler.recipe import TargetRequest
     from bundler.recipe_file import starter_recipe

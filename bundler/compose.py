@@ -15,7 +15,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,19 @@ from typing import Any
 import bundler
 from bundler.bom import bill_of_materials
 from bundler.execute import Results
+from bundler.layout import Layout
 from bundler.lock import Lock, Resolution
-from bundler.manifest import BundledCorpus, BundledModel, Manifest, Origin
+from bundler.manifest import BundledCorpus, BundledModel, BundledTier, Manifest, Origin
 from bundler.plan import Choice, FileInput, Plan
+from bundler.planning.tiers import bundled_tiers, recipe_digest
 from bundler.proof import Coverage, Proof
 from bundler.recipe import Recipe
 from bundler.report import readme_html, report_html
-from bundler.seal import Layout
 from bundler.starters import start_files
-from bundler.value import digest, pretty_json
+from bundler.value import pretty_json
+
+ModelOfTier = tuple[str, str]
+"""A model's name and its tier's; the tier of a recipe for one machine is named ""."""
 
 _LICENCE_FILE = re.compile(r"(LICEN[CS]E|NOTICE|COPYING|USE_POLICY|COPYRIGHT)([._-].*)?", re.I)
 
@@ -46,11 +50,14 @@ class Composition:
 
 def compose(
     recipe: Recipe, lock: Lock, plan: Plan, results: Results,
-    proofs: Mapping[str, Proof],
+    proofs: Mapping[ModelOfTier, Proof],
 ) -> Composition:  # fmt: skip
     """Return the bundle's layout and manifest. Writes nothing; reads the package's own files."""
-    layout = Layout()
-    models = tuple(_add_model(layout, c, recipe, lock, results, proofs) for c in plan.choices)
+    layout, placed = Layout(), ModelPaths()
+    models = tuple(
+        _add_model(layout, placed, c, recipe, lock, results, proofs) for c in plan.choices
+    )
+    tiers = bundled_tiers(plan)
     corpora = tuple(_add_corpus(layout, name, recipe, lock, results) for name in recipe.corpora)
     components = _add_runtimes(layout, lock, results)
     _add_licences(layout, recipe, lock, plan)
@@ -59,7 +66,8 @@ def compose(
         recipe.bundle.platforms, recipe.bundle.name, _title(recipe)
     ).items():
         layout.add_data(path, data, executable=not path.endswith((".cmd", ".py")))
-    layout.add_data("station.json", pretty_json(station_settings(recipe, models, corpora)).encode())
+    settings = station_settings(recipe, models, corpora, tiers)
+    layout.add_data("station.json", pretty_json(settings).encode())
     manifest = Manifest(
         name=recipe.bundle.name,
         version=recipe.bundle.version,
@@ -67,9 +75,10 @@ def compose(
         created=lock.created,
         builder=f"bundler {bundler.__version__}",
         target=plan.target,
+        tiers=tiers,
         platforms=recipe.bundle.platforms,
-        recipe_sha256=digest(recipe),
-        lock_sha256=digest(lock),
+        recipe_sha256=recipe_digest(recipe),
+        lock_sha256=lock.inputs_sha256,
         models=models,
         corpora=corpora,
         components=components,
@@ -95,18 +104,36 @@ def _origin(resolution: Resolution, licence: str) -> Origin:
     )
 
 
+class ModelPaths:
+    """Where models lie in a bundle: equal bytes once, whoever asks; other bytes never there."""
+
+    def __init__(self) -> None:
+        self._by_digest: dict[str, str] = {}
+
+    def path(self, choice: Choice, sha256: str) -> str:
+        """Return the place of one model's file."""
+        if sha256 not in self._by_digest:
+            quant = re.sub(r"[^A-Za-z0-9._-]+", "-", choice.offer.quant)
+            stem = f"models/{choice.model}/{choice.model}-{quant}"
+            stems = (stem, f"{stem}-{choice.tier or 'other'}", f"{stem}-{sha256}")
+            # Many filesystems do not tell upper from lower case.
+            taken = {path.casefold() for path in self._by_digest.values()}
+            paths = (f"{one}.{choice.offer.format}" for one in stems)
+            self._by_digest[sha256] = next(path for path in paths if path.casefold() not in taken)
+        return self._by_digest[sha256]
+
+
 def _add_model(
-    layout: Layout, choice: Choice, recipe: Recipe, lock: Lock, results: Results,
-    proofs: Mapping[str, Proof],
+    layout: Layout, placed: ModelPaths, choice: Choice, recipe: Recipe, lock: Lock,
+    results: Results, proofs: Mapping[ModelOfTier, Proof],
 ) -> BundledModel:  # fmt: skip
     offer = choice.offer
     if isinstance(offer.output, FileInput):
         sha256, size_bytes = offer.output.sha256, offer.output.size_bytes
     else:
-        step = f"models/{choice.model}/{offer.output.step}"
+        step = choice.step_prefix + offer.output.step
         sha256, size_bytes = results.by_step[step].files[offer.output.file]
-    quant = re.sub(r"[^A-Za-z0-9._-]+", "-", offer.quant)
-    path = f"models/{choice.model}/{choice.model}-{quant}.{offer.format}"
+    path = placed.path(choice, sha256)
     layout.add_object(path, sha256, size_bytes)
     return BundledModel(
         name=choice.model,
@@ -119,8 +146,11 @@ def _add_model(
         parallel=offer.parallel,
         predicted_memory=offer.memory,
         bits_per_weight=offer.bits_per_weight,
+        tier=choice.tier,
+        residency=choice.residency,
+        gpu_layers=offer.gpu_layers,
         origin=_origin(lock.models[choice.model].resolution, recipe.models[choice.model].licence),
-        proof=proofs.get(choice.model),
+        proof=proofs.get((choice.model, choice.tier)),
     )
 
 
@@ -207,15 +237,28 @@ def _add_station(layout: Layout) -> None:
 
 
 def station_settings(
-    recipe: Recipe, models: Iterable[BundledModel], corpora: Iterable[BundledCorpus]
-) -> dict[str, Any]:
+    recipe: Recipe, models: Iterable[BundledModel], corpora: Iterable[BundledCorpus],
+    tiers: Iterable[BundledTier],
+) -> dict[str, Any]:  # fmt: skip
     """Return what `station.json` says."""
+    on_processor = {tier.name for tier in tiers if tier.target.accelerator == "none"}
     return {
         "schema_version": 1,
         "name": recipe.bundle.name,
         "version": recipe.bundle.version,
         "title": _title(recipe),
         "runtimes": list(recipe.runtime.use),
+        "tiers": [
+            {
+                "name": tier.name,
+                "title": tier.title,
+                "accelerator": tier.target.accelerator,
+                "device_count": tier.target.device_count,
+                "vram_bytes": tier.vram_bytes,
+                "ram_bytes": tier.ram_bytes,
+            }
+            for tier in tiers
+        ],
         "models": [
             {
                 "name": model.name,
@@ -224,7 +267,9 @@ def station_settings(
                 "context_tokens": model.context_tokens,
                 "parallel": model.parallel,
                 "kv_cache": model.kv_cache,
-                "residency": recipe.models[model.name].residency,
+                "residency": model.residency,
+                "gpu_layers": _gpu_layers(model, recipe, on_processor),
+                "tier": model.tier,
                 "quant": model.quant,
                 "memory_bytes": model.predicted_memory.total_bytes,
             }
@@ -242,3 +287,15 @@ def station_settings(
             for corpus in corpora
         ],
     }
+
+
+def _gpu_layers(model: BundledModel, recipe: Recipe, on_processor: Set[str]) -> int:
+    """Return how many layers the station is to put on an accelerator; -1 for all.
+
+    A set for the processor is picked where an accelerator is too small for it, so it stays off it.
+    A bundle for one machine uses what accelerator it finds, unless the recipe says otherwise.
+    """
+    if model.tier not in on_processor:
+        return model.gpu_layers
+    free = not recipe.tiers and recipe.models[model.name].placement != "cpu"
+    return -1 if free else 0

@@ -22,7 +22,6 @@ from rich.text import Text
 
 from bundler.errors import BundlerError
 from bundler.events import Event, Note, Progress, StepFinished, StepStarted
-from bundler.plan import Choice, Memory, Plan
 from bundler.value import canonical_json, format_bytes
 
 Mode = Literal["auto", "tty", "plain", "quiet", "json"]
@@ -174,76 +173,3 @@ class Screen:
             previous = problem.hint
             if index == len(error.problems) - 1 and previous:
                 self.err.print(f"[dim]hint:[/] {escape(previous)}")
-
-
-# -- a plan ------------------------------------------------------------------------------------------
-
-_PARTS = (
-    ("weights", "weights_bytes", "green"), ("KV", "kv_cache_bytes", "yellow"),
-    ("compute", "compute_bytes", "blue"), ("backend", "overhead_bytes", "bright_black"),
-)  # fmt: skip
-
-
-def _bar(memory: Memory, limit: int, width: int = 40) -> Text:
-    """Draw a model's memory as part of a limit, one colour a part."""
-    text = Text()
-    drawn = 0
-    filled = 0.0
-    for _, field, colour in _PARTS:
-        filled += getattr(memory, field) / max(limit, memory.total_bytes, 1) * width
-        cells = round(filled) - drawn
-        text.append("█" * cells, style=colour)
-        drawn += cells
-    text.append("░" * (width - drawn), style="bright_black")
-    return text
-
-
-def show_plan(screen: Screen, plan: Plan, cached_bytes: int, download_bytes: int) -> None:
-    """Show what was chosen and why, and what it costs, for a person."""
-    target = plan.target
-    screen.say(f"[bold]{escape(plan.bundle)}[/] for {escape(target.title or target.name)}")
-    screen.say()
-    limit = target.usable_vram_bytes if target.accelerator != "none" else target.ram_bytes
-    for choice in plan.choices:
-        _show_choice(screen, choice, limit, "VRAM" if target.accelerator != "none" else "RAM")
-    budgets = Table(box=None, pad_edge=False, header_style="dim")
-    budgets.add_column("limit")
-    budgets.add_column("needed", justify="right")
-    budgets.add_column("there is", justify="right")
-    for budget in plan.budgets:
-        there = format_bytes(budget.limit_bytes) if budget.limit_bytes is not None else ""
-        budgets.add_row(budget.name, format_bytes(budget.used_bytes), there)
-    budgets.add_row("to fetch now", format_bytes(download_bytes), "")
-    screen.show(budgets)
-    if cached_bytes:
-        screen.say(f"[dim]{format_bytes(cached_bytes)} of the inputs are in the store already[/]")
-    for note in plan.notes:
-        screen.say(f"[dim]note:[/] {escape(note)}")
-
-
-def _show_choice(screen: Screen, choice: Choice, limit: int, word: str) -> None:
-    """Show one model: what it is, a picture of its memory, why it was taken."""
-    offer, memory = choice.offer, choice.offer.memory
-    users = f"{offer.parallel} user" + ("" if offer.parallel == 1 else "s")
-    screen.say(
-        f"[bold]{escape(choice.model)}[/]  [bold cyan]{escape(offer.quant)}[/]  "
-        f"{offer.bits_per_weight:.2f} bits/weight, {offer.context_tokens:,} tokens for {users}, "
-        f"{escape(offer.kv_cache)} KV cache"
-    )
-    share = 100 * memory.total_bytes / max(limit, 1)
-    total = f" {format_bytes(memory.total_bytes)}, {share:.0f} % of {word}"
-    screen.show(Text("  ") + _bar(memory, limit) + Text(total))
-    parts = " ".join(
-        f"[{colour}]█[/] {name} {format_bytes(getattr(memory, field))}"
-        for name, field, colour in _PARTS
-    )
-    screen.say(f"  {parts}")
-    screen.say(f"  {escape(choice.reason)}; {format_bytes(offer.disk_bytes)} on disk")
-    if choice.runner_up is not None:
-        other = choice.runner_up
-        screen.say(
-            f"  [dim]runner-up: {escape(other.quant)}, {escape(other.kv_cache)} KV cache: "
-            f"{format_bytes(other.memory.total_bytes)} of memory, "
-            f"{format_bytes(other.disk_bytes)} on disk[/]"
-        )
-    screen.say()

@@ -7,7 +7,7 @@ store under its own digest. A build that was killed anywhere goes on from there.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,17 @@ class Results:
     keys: Mapping[str, str]
 
 
-def execute(plan: Plan, lock: Lock, plugins: Plugins, world: World) -> Results:
+def _nobody_listens(step: Step, result: StoredResult) -> None:
+    """Do nothing with a result."""
+
+
+def execute(
+    plan: Plan, lock: Lock, plugins: Plugins, world: World,
+    listener: Callable[[Step, StoredResult], None] = _nobody_listens,
+) -> Results:  # fmt: skip
     """Do every step of `plan` that is not done yet and return all results.
+
+    `listener` is given each step's result as soon as it is there, found or made.
 
     Raises:
         BundlerError: of the step that failed; finished steps stay finished.
@@ -51,6 +60,7 @@ def execute(plan: Plan, lock: Lock, plugins: Plugins, world: World) -> Results:
             world.report(StepFinished(step.name, "cached"))
         else:
             done[step.name] = _do(step, keys[step.name], done, plugins, world)
+        listener(step, done[step.name])
     return Results(done, keys)
 
 

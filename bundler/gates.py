@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from bundler.errors import Problem, ProofFailed
+from bundler.lock import Measurement
 from bundler.proof import GateResult, Proof
 from bundler.recipe import Gates
 
+DEVICE_GATES = frozenset({"min_tokens_per_second", "max_memory"})
+"""Gates on figures that belong to the device of the proof; the others are the model's own."""
 _AT_MOST = frozenset({"max_kld_mean", "max_perplexity_ratio", "max_memory"})
 _HINTS = {
     "max_kld_mean": "allow a larger quantization, or raise the limit",
@@ -27,24 +30,30 @@ def check_gates(proof: Proof, gates: Gates, model: str) -> tuple[GateResult, ...
     Raises:
         ProofFailed: a gate is set on something that was not measured: it cannot be passed.
     """
-    results, unmeasured = [], []
     figures = measured_figures(proof)
-    for gate in Gates.model_fields:
-        limit = getattr(gates, gate)
-        if limit is None:
-            continue
-        figure = figures[gate]
-        if figure is None:
-            unmeasured.append(_unmeasured(gate, model, proof))
-            continue
-        passed = figure <= limit if gate in _AT_MOST else figure >= limit
-        results.append(GateResult(gate=gate, limit=float(limit), measured=figure, passed=passed))
+    unmeasured = [
+        _unmeasured(gate, model, proof)
+        for gate in Gates.model_fields
+        if getattr(gates, gate) is not None and figures[gate] is None
+    ]
     if unmeasured:
         raise ProofFailed(unmeasured)
+    return held(figures, gates)
+
+
+def held(figures: Mapping[str, float | None], gates: Gates) -> tuple[GateResult, ...]:
+    """Hold every gate that is set and was measured, in the order of the recipe's keys."""
+    results = []
+    for gate in Gates.model_fields:
+        limit, figure = getattr(gates, gate), figures[gate]
+        if limit is not None and figure is not None:
+            passed = figure <= limit if gate in _AT_MOST else figure >= limit
+            result = GateResult(gate=gate, limit=float(limit), measured=figure, passed=passed)
+            results.append(result)
     return tuple(results)
 
 
-def measured_figures(proof: Proof) -> dict[str, float | None]:
+def measured_figures(proof: Proof | Measurement) -> dict[str, float | None]:
     """Return what each gate looks at; None where the proof has no such figure."""
     quality = proof.quality
     generates = proof.speed.generated_tokens > 0

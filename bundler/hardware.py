@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field
@@ -24,6 +25,10 @@ class Target(Value):
     less what driver and display take."""
     nominal_vram_bytes: Bytes = 0
     """What its box says; 0 when unknown."""
+    driver_reserve_bytes: Bytes = 0
+    """What the driver keeps of each accelerator for itself."""
+    display_reserve_bytes: Bytes = 0
+    """What desktop and browser take of each accelerator; 0 for one that drives no display."""
     device_count: int = Field(default=1, ge=1, le=64)
     """How many accelerators there are, all alike."""
     ram_bytes: Bytes
@@ -40,4 +45,10 @@ class Target(Value):
     platforms: tuple[Platform, ...] = ("linux-x86_64",)
     cpu_level: Literal["x86-64-v2", "x86-64-v3", "x86-64-v4", "armv8", "armv8.2", "any"] = "any"
     source: str = ""
-    """Where the figures come from."""
+    """Where the figures come from, in one line."""
+    sources: Mapping[str, str] = Field(default_factory=dict)
+    """Where each figure comes from, by the name of its field, in words a reader can check."""
+
+    def __hash__(self) -> int:
+        # A mapping has no hash; equal targets have these in common, and few others do.
+        return hash((self.name, self.usable_vram_bytes, self.device_count, self.ram_bytes))

@@ -113,7 +113,13 @@ class Maker(Protocol):
 
 
 class Engine(Maker, Protocol):
-    """Turns weights into a runnable format and can size and probe it."""
+    """Turns weights into a runnable format and can size and probe it.
+
+    An engine may also have `devices(environment: Mapping[str, str]) -> Mapping[str, Any]`: what it
+    runs on at this machine, asked in a child process, as `{"build": text, "devices": [{"name",
+    "description", "kind", "is_gpu", "free_bytes", "total_bytes"}, …]}`; raises StepFailed when it
+    cannot run. `bundler doctor` and `bundler targets --here` ask for it.
+    """
 
     def facts(
         self, resolution: Resolution, read: Callable[[LockedFile, int, int], bytes]
@@ -145,6 +151,9 @@ class CorpusKind(Maker, Protocol):
 
 class Runtime(Maker, Protocol):
     """Serves a format at the far end through an OpenAI-compatible API.
+
+    A runtime may also have `accelerators: Mapping[Platform, Set[Accelerator]]`: what it can use
+    beside the processor. A plan for an accelerator that no runtime can use says so.
 
     `run` leaves the tree that goes to `runtime/<platform>/` of the bundle.
     """

@@ -1,17 +1,21 @@
 """The lock: every name of a recipe turned into bytes. A pure value, written beside the recipe.
 
 It holds what a plan needs (sizes, licences, model facts read from headers), so planning needs no
-network once it exists. It changes only when a person runs `bundler lock`.
+network once it exists. What is locked changes only when a person runs `bundler lock`. Beside it
+stands what proofs measured (`measured`): builds add to that, and it says nothing about which bytes
+are read, so it is not part of `inputs_sha256`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import isfinite
 from typing import Any, Literal
 
 from pydantic import Field, model_serializer, model_validator
 
-from bundler.value import RelativePath, Sha256, Value
+from bundler.proof import Device, Quality, Speed
+from bundler.value import RelativePath, Sha256, Value, digest
 
 
 class LockedFile(Value):
@@ -109,6 +113,65 @@ class LockedModel(Value):
     facts: ModelFacts
 
 
+class Measurement(Value):
+    """What one proof measured of one way to build a model and to run it."""
+
+    model: Sha256
+    """Digest of the model's locked files (`files_digest`): another revision is another model."""
+    reference: str
+    """What the recipe called the model when it was measured; for people."""
+    made_by: Sha256
+    """Digest of the steps that made it, whichever tool did them (`measurements.making_digest`)."""
+    role: str
+    engine: str
+    tool: str
+    """Fingerprint of the engine that built and measured: versions, build, instruction set."""
+    quant: str
+    kv_cache: str
+    context_tokens: int = Field(ge=0)
+    parallel: int = Field(ge=0)
+    gpu_layers: int = Field(ge=-1)
+    """As the offer has it; what was really offloaded is the device's to say."""
+    text: Sha256 | None = None
+    """Digest of the locked held-out text; None when there was none."""
+    asked_tokens: int = Field(default=0, ge=0)
+    """How many tokens of that text the recipe asked to be evaluated."""
+    predicted_quality: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """What the engine predicted for it at that time, its KV cache included."""
+    predicted_kv_cache_quality: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """The part of that prediction which is the KV cache's."""
+    predicted_memory_bytes: int = Field(ge=0)
+    model_sha256: Sha256
+    """Digest of the built file."""
+    device: Device
+    context_filled: bool = False
+    """Whether every user's context was full while memory was measured."""
+    speed: Speed
+    quality: Quality | None = None
+    embedding_cosine_min: float | None = None
+
+    @model_validator(mode="after")
+    def _figures_are_possible(self) -> Measurement:
+        # A lock is a file that others can write: no figure of it may bend a plan without limit.
+        for part in (self.device, self.speed, self.quality):
+            for name, figure in part.model_dump().items() if part else ():
+                if isinstance(figure, int | float) and not (isfinite(figure) and figure >= -1e-3):
+                    raise ValueError(f"measured {name} cannot be {figure}")
+        cosine = self.embedding_cosine_min
+        if cosine is not None and not -1.001 <= cosine <= 1.001:
+            raise ValueError(f"measured embedding_cosine_min cannot be {cosine}")
+        return self
+
+    @property
+    def key(self) -> tuple[str | int, ...]:
+        """What it is a measurement of; a later one of the same replaces it."""
+        return (
+            self.reference, self.model, self.role, self.engine, self.quant, self.kv_cache,
+            self.context_tokens, self.parallel, self.gpu_layers, self.made_by,
+            self.device.kind, self.device.name,
+        )  # fmt: skip
+
+
 class Lock(Value):
     """Everything a build will read, by digest."""
 
@@ -123,3 +186,17 @@ class Lock(Value):
     """Texts for calibration (`calibration`) and scoring (`heldout`)."""
     runtimes: Mapping[str, Resolution] = Field(default_factory=dict)
     """`<runtime>/<platform>` → what the runtime is put together from."""
+    measured: tuple[Measurement, ...] = ()
+    """What proofs of earlier builds measured of these models; sorted by `Measurement.key`."""
+
+    @property
+    def inputs_sha256(self) -> str:
+        """Digest of everything a build reads. What was measured is no input: building the same
+        once more must give the same bytes.
+        """
+        return digest(self.model_dump(mode="json", exclude={"measured"}))
+
+
+def files_digest(resolution: Resolution) -> str:
+    """Return the digest of a body of files: their paths and contents, not where they come from."""
+    return digest(sorted([file.path, file.sha256] for file in resolution.files))

@@ -7,9 +7,10 @@ format of coreutils, so that a bundle can be checked with `sha256sum -c` and not
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import PurePosixPath
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from bundler.hardware import Platform, Target
 from bundler.plan import Memory
@@ -18,6 +19,20 @@ from bundler.value import Name, RelativePath, Sha256, Value
 
 MANIFEST_NAME = "manifest.json"
 SUMS_NAME = "SHA256SUMS"
+SIGNATURE_NAME = "manifest.json.minisig"
+"""minisign's signature over the manifest."""
+STATEMENTS_NAME = "manifest.json.keys"
+"""What the maker's keys say of keys: signed rotations and revocations."""
+COPY_NAME = "parity/manifest.json"
+"""The manifest a second time, far from the first on the medium."""
+HEAD_NAME = "parity/head.par2"
+"""Parity over what stands beside the listed files: manifest, sums, signature, statements."""
+BESIDE = (MANIFEST_NAME, SUMS_NAME, SIGNATURE_NAME, STATEMENTS_NAME, COPY_NAME, HEAD_NAME)
+"""Files that a manifest cannot list: itself, and what is said of it."""
+
+SEGMENT_BYTES = 16 << 20
+"""Unit of verifying, copying and repairing: one second of a slow stick, and 64 digits of manifest
+for it, which is 4 KB of manifest per GB."""
 
 
 class BundleFile(Value):
@@ -28,6 +43,9 @@ class BundleFile(Value):
     sha256: Sha256
     executable: bool = False
     """Whether it must be marked executable where the filesystem can."""
+    segments: tuple[Sha256, ...] | None = None
+    """Of a file larger than `segment_bytes`: the digest of each of its segments, in order. None also
+    of a large file when an older bundler listed it; it is then verified as one."""
 
 
 class Origin(Value):
@@ -52,6 +70,11 @@ class BundledModel(Value):
     parallel: int
     predicted_memory: Memory
     bits_per_weight: float
+    tier: str = ""
+    """The kind of machine it is for; empty in a bundle for one."""
+    residency: str = "resident"
+    gpu_layers: int = -1
+    """Layers on the accelerator; -1 for all."""
     origin: Origin
     proof: Proof | None = None
 
@@ -67,6 +90,48 @@ class BundledCorpus(Value):
     coverage: Coverage
 
 
+class BundledTier(Value):
+    """One kind of machine the bundle holds models for, and what they need there."""
+
+    name: str
+    """Empty in a bundle for one."""
+    title: str
+    target: Target
+    vram_bytes: int
+    """On each accelerator: the resident models, and the largest that takes turns."""
+    ram_bytes: int
+    """In main memory, likewise."""
+
+
+class ParitySlices(Value):
+    """Neighbouring segments of one large file that share a parity set."""
+
+    path: RelativePath
+    first: int = Field(ge=0)
+    count: int = Field(ge=1)
+
+
+class ParitySet(Value):
+    """One PAR2 file and what it protects: whole small files, and segments of large ones."""
+
+    file: RelativePath
+    set_id: str = Field(pattern=r"^[0-9a-f]{32}$")
+    """PAR2's own name of the set: packets of any other are never used."""
+    block_bytes: int = Field(ge=4, le=1 << 26, multiple_of=4)
+    data_blocks: int = Field(ge=1, le=32768)
+    recovery_blocks: int = Field(ge=1, le=32768)
+    """How many damaged blocks it can bring back."""
+    files: tuple[RelativePath, ...] = ()
+    slices: tuple[ParitySlices, ...] = ()
+
+
+class Parity(Value):
+    """What a bundle can be repaired with."""
+
+    percent: float = Field(gt=0, le=50)
+    sets: tuple[ParitySet, ...]
+
+
 class Manifest(Value):
     """What a bundle is, whole."""
 
@@ -79,6 +144,9 @@ class Manifest(Value):
     builder: str
     """Name and version of the program that made it."""
     target: Target
+    """The machine it is for; the first of `tiers`."""
+    tiers: tuple[BundledTier, ...] = ()
+    """Best first; none in bundles of before there were tiers."""
     platforms: tuple[Platform, ...]
     recipe_sha256: Sha256
     lock_sha256: Sha256
@@ -88,10 +156,61 @@ class Manifest(Value):
     """Software in the runtimes: name, version, licence."""
     step_keys: Mapping[str, Sha256]
     files: tuple[BundleFile, ...]
-    """Sorted by path: every file but the manifest itself and `SHA256SUMS`."""
+    """Sorted by path: every file but those of `BESIDE`; the parity sets are among them."""
+    segment_bytes: int = Field(default=SEGMENT_BYTES, ge=4096, le=1 << 30, multiple_of=4096)
+    """Files larger than this have a digest for each such piece of them."""
+    parity: Parity | None = None
+
+    @model_validator(mode="after")
+    def _hangs_together(self) -> Manifest:
+        _check_files(self.files, self.segment_bytes)
+        if self.parity is not None:
+            _check_parity(self.parity, {file.path: file for file in self.files})
+        return self
+
+
+def _check_files(files: tuple[BundleFile, ...], segment_bytes: int) -> None:
+    """Refuse names that meet on some filesystem, and segments that do not make up their file."""
+    taken = {name.casefold() for name in BESIDE}
+    for file in files:
+        if file.path.casefold() in taken:
+            raise ValueError(f"{file.path!r} is there twice, or is a name of bundler's own")
+        taken.add(file.path.casefold())
+        expected = -(-file.size_bytes // segment_bytes) if file.size_bytes > segment_bytes else 0
+        if file.size_bytes < 0:
+            raise ValueError(f"{file.path!r} has a negative size")
+        if file.segments is not None and len(file.segments) != expected:
+            raise ValueError(f"{file.path!r} has {len(file.segments)} segments, not {expected}")
+    for file in files:
+        above = PurePosixPath(file.path.casefold()).parents
+        if any(parent.as_posix() in taken for parent in above):
+            raise ValueError(f"{file.path!r} lies below another file")
+
+
+def _check_parity(parity: Parity, files: Mapping[str, BundleFile]) -> None:
+    """Refuse sets that protect what is not there, or twice, or that are not there themselves."""
+    seen: set[tuple[str, int]] = set()
+    for one in parity.sets:
+        if one.file not in files:
+            raise ValueError(f"the parity set {one.file!r} is not among the files")
+        pieces = [(path, -1) for path in one.files if path not in files or files[path].segments]
+        for part in one.slices:
+            whole = files.get(part.path)
+            if whole is None or part.first + part.count > len(whole.segments or ()):
+                pieces.append((part.path, part.first))
+        if pieces:
+            raise ValueError(f"{one.file!r} protects what is not there: {pieces[0][0]!r}")
+        for piece in (
+            *((path, -1) for path in one.files),
+            *((s.path, i) for s in one.slices for i in range(s.first, s.first + s.count)),
+        ):
+            if piece in seen:
+                raise ValueError(f"{piece[0]!r} is in two parity sets")
+            seen.add(piece)
 
 
 def sums_text(files: Iterable[BundleFile], manifest_sha256: str) -> str:
     """Return `SHA256SUMS` as coreutils writes it (two spaces: binary or text, no matter)."""
-    lines = [(file.path, file.sha256) for file in files] + [(MANIFEST_NAME, manifest_sha256)]
+    lines = [(file.path, file.sha256) for file in files]
+    lines += [(MANIFEST_NAME, manifest_sha256), (COPY_NAME, manifest_sha256)]
     return "".join(f"{digest}  {path}\n" for path, digest in sorted(lines))

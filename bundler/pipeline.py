@@ -9,25 +9,29 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
-from bundler.compose import compose, licence_files
-from bundler.errors import DoesNotFit, LockError, Problem, ProofFailed, RecipeError
+from bundler.advice.asking import plan_with_advice
+from bundler.compose import ModelOfTier, compose, licence_files
+from bundler.errors import LockError, Problem, RecipeError
 from bundler.events import Note
-from bundler.execute import Results, execute, fetch_inputs
-from bundler.gates import check_gates, gate_problems
+from bundler.execute import Results, fetch_inputs
+from bundler.feedback.measurements import still_true
 from bundler.lock import Lock
-from bundler.plan import Offer, Plan
-from bundler.planner import choose_target, make_plan
+from bundler.manifest import Manifest
+from bundler.plan import Plan
 from bundler.plugins import Plugins
 from bundler.proof import Proof
+from bundler.proving import prove_or_replan
 from bundler.recipe import Recipe
 from bundler.recipe_file import read_recipe
 from bundler.resolve import (
+    MeasuredFacts,
     changed_local_files,
     differences,
     lock_path,
@@ -36,17 +40,12 @@ from bundler.resolve import (
     report_lock_made,
     resolve,
 )  # fmt: skip
-from bundler.seal import check_output, seal
+from bundler.seal import check_output, seal, unsigned
 from bundler.store import write_durably
 from bundler.world import World
 
-
-class NothingLeft(ProofFailed):
-    """All offers for a model are ruled out."""
-
-
-RuledOut = tuple[str, str, str]
-"""Model, quant and KV cache type of an offer that did not pass its proof."""
+Sign = Callable[[Manifest, bytes], Mapping[str, bytes]]
+"""From a manifest and its bytes to the files that sign it."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +55,12 @@ class Built:
     output: Path
     manifest_sha256: str
     plan: Plan
-    proofs: Mapping[str, Proof]
+    proofs: Mapping[ModelOfTier, Proof]
 
 
 def build(
     recipe_path: Path, output: Path, plugins: Plugins, world: World,
-    *, locked: bool = False, frozen: bool = False,
+    *, locked: bool = False, frozen: bool = False, sign: Sign | None = None,
 ) -> Built:  # fmt: skip
     """Do the main job: a recipe in, a bundle that runs with no network out.
 
@@ -72,6 +71,7 @@ def build(
         world: store, network, environment, screen.
         locked: fail when there is no lock or it is stale, instead of making one.
         frozen: use the lock as it is, without comparing it to the recipe's local files.
+        sign: gives the files that sign a manifest; the bundle is unsigned without it.
 
     Raises:
         BundlerError: the kind says who can act; finished work is kept.
@@ -79,11 +79,19 @@ def build(
     recipe = read_recipe(recipe_path)
     check_output(output)
     lock = ensure_lock(recipe_path, recipe, plugins, world, locked=locked, frozen=frozen)
-    plan, results, proofs = prove_or_replan(recipe, lock, plugins, world)
+    plan, results, proofs = prove_or_replan(
+        recipe, lock, plugins, world,
+        planner=lambda known, allows: plan_with_advice(recipe, known, plugins, allows),
+        keep=MeasuredFacts(lock_path(recipe_path), lock, world, read_only=locked or frozen).keep,
+    )  # fmt: skip
     say_what_was_left_out(recipe, results, world)
     fetch_licences(lock, plan, plugins, world)
     composition = compose(recipe, lock, plan, results, proofs)
-    sealed = seal(composition.layout, composition.manifest, output, world)
+    made = composition.manifest
+    beside = unsigned if sign is None else functools.partial(sign, made)
+    sealed = seal(
+        composition.layout, made, output, world, beside, parity_percent=recipe.bundle.parity
+    )
     return Built(output, sealed.manifest_sha256, plan, proofs)
 
 
@@ -101,8 +109,10 @@ def check_names(recipe: Recipe, recipe_path: Path, plugins: Plugins) -> None:
           for n, c in recipe.corpora.items()),
         *(("runtime.use", name, plugins.runtimes) for name in recipe.runtime.use),
     ]  # fmt: skip
-    if recipe.target.use is not None:
-        asked.append(("target.use", recipe.target.use, plugins.targets))
+    for tier, request in recipe.targets.items():
+        if request.use is not None:
+            key = f"tiers.{tier}.use" if tier else "target.use"
+            asked.append((key, request.use, plugins.targets))
     problems = []
     for key, name, known in asked:
         if name not in known:
@@ -161,119 +171,14 @@ def make_lock(recipe_path: Path, recipe: Recipe, plugins: Plugins, world: World)
     path = lock_path(recipe_path)
     old = read_lock(path)
     lock = resolve(recipe, plugins, world, created=created)
-    if old is not None and old.model_copy(update={"created": created}) == lock:
-        lock = old  # nothing changed: neither does the clock in it
+    if old is not None:
+        lock = lock.model_copy(update={"measured": still_true(old.measured, lock)})
+        if old.model_copy(update={"created": created}).inputs_sha256 == lock.inputs_sha256:
+            # Nothing changed: neither does the clock in it.
+            lock = lock.model_copy(update={"created": old.created})
     write_durably(path, lock_text(lock).encode())
     report_lock_made(path, lock, world)
     return lock
-
-
-# -- plan --------------------------------------------------------------------------------------------
-
-
-def make_the_plan(
-    recipe: Recipe, lock: Lock, plugins: Plugins,
-    ruled_out: Set[RuledOut] = frozenset(),
-) -> Plan:  # fmt: skip
-    """Ask every engine for offers and choose. Needs no network, no GPU and no llama.cpp.
-
-    Raises:
-        DoesNotFit: nothing fits, or a plugin objects.
-    """
-    target = choose_target(recipe.target, plugins.targets)
-    offers: dict[str, Sequence[Offer]] = {}
-    for name, request in recipe.models.items():
-        engine = plugins.named(plugins.engines, request.engine, "engine")
-        found = engine.offers(request, lock.models[name], target, lock.texts)
-        offers[name] = [
-            offer for offer in found if (name, offer.quant, offer.kv_cache) not in ruled_out
-        ]
-        if found and not offers[name]:
-            raise NothingLeft(f"models.{name}: every offer failed its proof")
-    formats = frozenset(
-        format_
-        for name in recipe.runtime.use
-        for format_ in plugins.named(plugins.runtimes, name, "runtime").formats
-    )
-    fixed = sum(runtime.staged_bytes or runtime.size_bytes for runtime in lock.runtimes.values())
-    plan = make_plan(recipe, lock, target, offers, runtime_formats=formats, fixed_bytes=fixed)
-    objections = plugins.review_plan(plan)
-    if objections:
-        raise DoesNotFit(objections)
-    return plan
-
-
-# -- proofs ------------------------------------------------------------------------------------------
-
-
-def prove_or_replan(
-    recipe: Recipe, lock: Lock, plugins: Plugins, world: World
-) -> tuple[Plan, Results, dict[str, Proof]]:
-    """Plan and execute until every proof passes, at most as often as the recipe says.
-
-    Raises:
-        ProofFailed: no offer is left, or no try; names figure and limit.
-    """
-    ruled_out: set[RuledOut] = set()
-    last: list[Problem] = []
-    for _ in range(recipe.verify.replans + 1):
-        try:
-            plan = make_the_plan(recipe, lock, plugins, ruled_out)
-        except (DoesNotFit, NothingLeft) as error:
-            if not last:
-                raise
-            raise ProofFailed(last) from error
-        results = execute(plan, lock, plugins, world)
-        proofs = read_proofs(recipe, plan, results)
-        failed = failed_proofs(proofs, plugins)
-        if not failed:
-            return plan, results, proofs
-        last = [
-            Problem(p.message, p.where, p.hint or "loosen the gate, or allow more bits in `quant`")
-            for found in failed.values()
-            for p in found
-        ]
-        ruled_out |= _rule_out(failed, plan, world)
-    raise ProofFailed(last)
-
-
-def read_proofs(recipe: Recipe, plan: Plan, results: Results) -> dict[str, Proof]:
-    """Return each model's proof, with the recipe's gates held against it."""
-    proofs = {}
-    for choice in plan.choices:
-        result = results.by_step.get(f"models/{choice.model}/prove")
-        if result is not None:
-            proof = Proof.model_validate(result.facts)
-            gates = check_gates(proof, recipe.models[choice.model].gates, choice.model)
-            proofs[choice.model] = proof.model_copy(update={"gates": gates})
-    return proofs
-
-
-def failed_proofs(proofs: Mapping[str, Proof], plugins: Plugins) -> dict[str, list[Problem]]:
-    """Return what speaks against each model: failed gates and objections of plugins."""
-    failed: dict[str, list[Problem]] = {}
-    for name, proof in proofs.items():
-        problems = gate_problems(proof.gates, name) + plugins.review_proof(name, proof)
-        if problems:
-            failed[name] = problems
-    return failed
-
-
-def _rule_out(failed: Mapping[str, list[Problem]], plan: Plan, world: World) -> set[RuledOut]:
-    """Return the offers that did not pass, and say so."""
-    out = set()
-    for choice in plan.choices:
-        if choice.model in failed:
-            out.add((choice.model, choice.offer.quant, choice.offer.kv_cache))
-            why = "; ".join(problem.message for problem in failed[choice.model])
-            world.report(
-                Note(
-                    f"models.{choice.model}: {choice.offer.quant} did not pass ({why}); "
-                    "it is ruled out",
-                    "warning",
-                )
-            )
-    return out
 
 
 # -- the bundle --------------------------------------------------------------------------------------

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 
 from bundler.hardware import Target
+from bundler.lock import Measurement
 from bundler.value import Name, Sha256, Value, digest
 
 
@@ -23,6 +24,8 @@ class Memory(Value):
     """What stays in main memory although the model is on an accelerator; not in the total."""
     by_device: tuple[int, ...] = ()
     """The total, split over the accelerators; empty when there is one at most."""
+    source: str = ""
+    """How it is known when it was not computed from the model's headers."""
 
     @property
     def total_bytes(self) -> int:
@@ -102,11 +105,24 @@ class Offer(Value):
     """The most that its steps hold on disk beside inputs and result."""
     bits_per_weight: float
     quality: float
-    """Predicted damage, smaller is better; comparable only among offers for one model."""
+    """Expected damage, smaller is better: nats of mean KL divergence where it can be said in them.
+    Predicted by the engine; where the model was measured, `measured.informed` puts that here."""
+    kv_cache_quality: float = 0.0
+    """The part of the predicted `quality` that the KV cache's type costs; the rest is the weights'."""
     gpu_layers: int = -1
     """Layers on the accelerator; -1 for all."""
     tokens_per_second: float = 0.0
     """Predicted speed of generation on the target, an upper bound; 0 when unknown."""
+    measured: Measurement | None = None
+    """What a proof measured of this very offer, on whatever device; None when there is no proof."""
+    predicted_quality: float | None = None
+    """What the engine predicted, where `quality` now comes from measurements: this offer's own, or
+    those of other quants of the model, by which its prediction was scaled. None otherwise."""
+    predicted_memory: Memory | None = None
+    """What the engine predicted, where `memory` now holds a measured peak. None otherwise."""
+    predicted_tokens_per_second: float | None = None
+    """What was predicted, where `tokens_per_second` now comes from measurements on the target's own
+    kind of device. None otherwise."""
     steps: tuple[Step, ...]
     """In order; names are relative to `models/<name>/`. The last one leaves `model.gguf` etc."""
     output: StepInput | FileInput
@@ -114,13 +130,52 @@ class Offer(Value):
 
 
 class Choice(Value):
-    """What was decided for one model, and why."""
+    """What was decided for one model on one machine, and why."""
 
     model: Name
     role: str
+    tier: str = ""
+    """Name of the machine among several; empty in a recipe with one."""
+    residency: Literal["resident", "on-demand"] = "resident"
+    """Whether it stays in memory or takes turns; decided where the recipe says `auto`."""
     offer: Offer
     runner_up: Offer | None
     reason: str
+
+    @property
+    def step_prefix(self) -> str:
+        """What the names of its steps begin with: `models/chat/`, or `models/chat@small/`."""
+        return model_prefix(self.model, self.tier)
+
+
+class OfferKey(NamedTuple):
+    """Names one offer among all that a plan chooses from."""
+
+    tier: str
+    model: str
+    quant: str
+    kv_cache: str
+    gpu_layers: int
+    context_tokens: int
+    parallel: int
+
+    @classmethod
+    def of(cls, offer: Offer, model: str, tier: str) -> OfferKey:
+        """Return the key of an offer for a model on one machine."""
+        return cls(
+            tier, model, offer.quant, offer.kv_cache, offer.gpu_layers, offer.context_tokens,
+            offer.parallel,
+        )  # fmt: skip
+
+
+def place_of(model: str, tier: str) -> str:
+    """Return how problems and notes name a model: `models.chat`, or `models.chat (tiers.small)`."""
+    return f"models.{model} (tiers.{tier})" if tier else f"models.{model}"
+
+
+def model_prefix(model: str, tier: str) -> str:
+    """Return what the names of a model's steps begin with."""
+    return f"models/{model}@{tier}/" if tier else f"models/{model}/"
 
 
 class Budget(Value):
@@ -136,12 +191,47 @@ class Budget(Value):
         return self.limit_bytes is None or self.used_bytes <= self.limit_bytes
 
 
+class TierPlan(Value):
+    """What was decided for one of the machines a bundle is for."""
+
+    name: str
+    """Its name in the recipe; empty where the recipe has one machine."""
+    target: Target
+    choices: tuple[Choice, ...]
+    budgets: tuple[Budget, ...]
+    """Its memory: each accelerator's, and RAM."""
+    notes: tuple[str, ...] = ()
+
+
 class Plan(Value):
     """Choices for all models at once, every step in order, and the budgets they were held to."""
 
     bundle: Name
-    target: Target
-    choices: tuple[Choice, ...]
+    tiers: tuple[TierPlan, ...]
+    """One for each machine, best first; one with an empty name where the recipe has one machine."""
     steps: tuple[Step, ...]
     budgets: tuple[Budget, ...]
+    """What all machines share: the bundle on disk, the download, the disk that building takes."""
     notes: tuple[str, ...] = ()
+
+    @property
+    def choices(self) -> tuple[Choice, ...]:
+        """The choices of all machines, in order."""
+        return tuple(choice for tier in self.tiers for choice in tier.choices)
+
+    @property
+    def target(self) -> Target:
+        """The first machine: the only one, or the best."""
+        return self.tiers[0].target
+
+    @property
+    def all_budgets(self) -> tuple[Budget, ...]:
+        """Every machine's own budgets and the shared ones; names say the tier where it has one."""
+        own = [
+            budget.model_copy(update={"name": f"{budget.name} of {tier.name}"})
+            if tier.name
+            else budget
+            for tier in self.tiers
+            for budget in tier.budgets
+        ]
+        return (*own, *self.budgets)

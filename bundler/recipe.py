@@ -6,16 +6,33 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, WithJsonSchema, field_validator, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 from pydantic.config import JsonDict
 
-from bundler.hardware import Accelerator, Filesystem, Platform
+from bundler.hardware import Filesystem, Platform
+from bundler.recipe_target import TARGET_LIMITS, TargetRequest, TierRequest, WrongValue
 from bundler.value import Bytes, Name, RelativePath, Sha256, Value
 
 Role = Literal["chat", "code", "embed", "rerank", "draft"]
 KvCacheType = Literal["auto", "f16", "q8_0", "q4_0"]
 
 _REFERENCE = re.compile(r"([a-z][a-z0-9+.-]*):(.+)", re.DOTALL)
+
+
+MOST_TIERS = 16
+"""Each tier is planned, and its models are proved: more is a slip of the pen."""
+
+
+def _one_machine_or_several(schema: JsonDict) -> None:
+    """Say in the JSON Schema that a recipe has either `target` or `tiers`."""
+    schema["oneOf"] = [{"required": ["target"]}, {"required": ["tiers"]}]
 
 
 def _or_text(schema: JsonDict) -> None:
@@ -81,31 +98,35 @@ class BundleOptions(Value):
     """Machines it must start on."""
     max_size: Bytes | None = None
     """The stick's capacity: a larger bundle is refused before anything is fetched."""
+    max_download: Bytes | None = None
+    """Most bytes that may be fetched for it; a plan that needs more is refused before it starts."""
     filesystem: Filesystem = "exfat"
     """The stick's filesystem; FAT32 cannot hold files of 4 GiB or more."""
+    parity: Annotated[
+        float,
+        Field(ge=0, le=50),
+        WithJsonSchema(
+            {
+                "anyOf": [
+                    {"type": "number", "minimum": 0, "maximum": 50},
+                    {"type": "string", "pattern": r"^\d+(\.\d+)?\s*%$"},
+                ],
+                "examples": ["5%"],
+            }
+        ),
+    ] = 5.0
+    """How much of the bundle may rot and be repaired, as `"5%"`; it takes that much room. `"0%"`:
+    damage is found, but cannot be repaired."""
 
-
-class TargetRequest(Value):
-    """`[target]`: the absent machine; `use` names one of the catalogue, the rest overrides it."""
-
-    use: str | None = None
-    """Name in the catalogue: see `bundler targets`."""
-    usable_vram: Bytes | None = None
-    """What a model may really use on the accelerator."""
-    ram: Bytes | None = None
-    """What programs may use of its main memory."""
-    accelerator: Accelerator | None = None
-    """What llama.cpp would run on there; `none` for the CPU."""
-    memory_bandwidth: Bytes | None = None
-    """Bytes per second of the memory the weights lie in."""
-    unified_memory: bool | None = None
-    """Whether accelerator and CPU share one memory."""
-
-    @model_validator(mode="after")
-    def _named_or_spelled_out(self) -> TargetRequest:
-        if self.use is None and self.ram is None:
-            raise ValueError("name a target with `use`, or give at least `ram`")
-        return self
+    @field_validator("parity", mode="before")
+    @classmethod
+    def _percent(cls, given: Any) -> Any:
+        if not isinstance(given, str):
+            return given
+        match = re.fullmatch(r"(\d{1,3}(?:\.\d{1,3})?)\s*%", given)
+        if match is None:
+            raise ValueError(f"{given!r:.40} is not a share; write for example '5%'")
+        return float(match[1])
 
 
 class Gates(Value):
@@ -147,8 +168,19 @@ class ModelRequest(Value):
     """Users served at once, each with the full context."""
     kv_cache: KvCacheType = "auto"
     """Type of the KV cache; `auto` takes `f16` where it fits and `q8_0` where that helps."""
-    residency: Literal["resident", "on-demand"] = "resident"
-    """`resident`: in memory together with the other resident ones; `on-demand`: takes turns."""
+    residency: Literal["resident", "on-demand", "auto"] = "resident"
+    """`resident`: in memory together with the other resident ones; `on-demand`: takes turns;
+    `auto`: resident where that fits without costing more quality than the waiting is worth."""
+    placement: Literal["auto", "accelerator", "cpu"] = "auto"
+    """Where it runs: `accelerator`, `cpu`, or what is best within the limits. Under `auto` a chat or
+    code model goes to the CPU, or partly there, only when `min_tokens_per_second` is given."""
+    min_tokens_per_second: float | None = Field(default=None, allow_inf_nan=False, gt=0, le=100_000)
+    """Speed of writing that the target must be able to reach by its memory bandwidth, an upper bound;
+    slower ways to run the model are not taken. What was really reached is `gates`' business."""
+    weight: float = Field(default=1.0, allow_inf_nan=False, ge=0.01, le=100)
+    """How much this model's quality counts beside that of the others, on top of its role."""
+    tiers: tuple[Name, ...] = ()
+    """Names of the tiers this model is for; all of them when empty."""
     optional: bool = False
     """Leave this model out when it does not fit, and say so, instead of refusing the plan."""
     importance_matrix: Literal["auto", "none"] = "auto"
@@ -159,6 +191,13 @@ class ModelRequest(Value):
     """Limits its proof must pass."""
     licence: str = ""
     """SPDX identifier, when the source does not state one."""
+
+    @field_validator("min_tokens_per_second")
+    @classmethod
+    def _of_one_that_writes(cls, given: float | None, info: ValidationInfo) -> float | None:
+        if given is not None and info.data.get("role") in ("embed", "rerank"):
+            raise ValueError(f"says nothing of a model that does not write: {info.data['role']}")
+        return given
 
     @field_validator("quant", mode="before")
     @classmethod
@@ -206,7 +245,7 @@ class VerifyOptions(Value):
     tokens: int = Field(default=4096, ge=128, le=1_000_000)
     """How many tokens of the held-out text are evaluated."""
     replans: int = Field(default=2, ge=0, le=10)
-    """How often a failed proof may rule an offer out before the build gives up."""
+    """How often what proofs measured may change the plan before the build gives up."""
 
 
 class RuntimeOptions(Value):
@@ -219,12 +258,16 @@ class RuntimeOptions(Value):
 class Recipe(Value):
     """What a person wants, whole."""
 
+    model_config = ConfigDict(json_schema_extra=_one_machine_or_several)
+
     schema_version: Annotated[Literal[1], Field(alias="schema")] = 1
     """Version of the recipe's language."""
     bundle: BundleOptions
     """The name and shape of what is handed over."""
-    target: TargetRequest
-    """The machine it is for."""
+    tiers: Mapping[Name, TierRequest] = Field(default_factory=dict, max_length=MOST_TIERS)
+    """The machines it is for, when there are several, best first: the station picks at start."""
+    target: Annotated[TargetRequest | None, Field(validate_default=True)] = None
+    """The machine it is for; exactly one of `target` and `tiers` stands in a recipe."""
     models: Mapping[Name, ModelRequest] = Field(default_factory=dict)
     """Models by a name of your choice; it becomes the model's name in the OpenAI-compatible API."""
     corpora: Mapping[Name, CorpusRequest] = Field(default_factory=dict)
@@ -234,6 +277,30 @@ class Recipe(Value):
     verify: VerifyOptions = VerifyOptions()
     """How models are proved."""
 
+    @field_validator("target")
+    @classmethod
+    def _one_machine_or_several(
+        cls, given: TargetRequest | None, info: ValidationInfo
+    ) -> TargetRequest | None:
+        if "tiers" in info.data and given is None and not info.data["tiers"]:
+            hint = "add a table [target], or [tiers.<name>] for several machines"
+            raise WrongValue("is missing", hint)
+        if given is not None and info.data.get("tiers"):
+            raise WrongValue(
+                "stands beside [tiers.<name>]: which machine is meant?",
+                "keep [target] for one machine, or [tiers.<name>] for several",
+            )
+        return given
+
+    @property
+    def targets(self) -> Mapping[str, TargetRequest]:
+        """The machines it is for by tier, best first; a recipe without tiers has one, named ""."""
+        return self.tiers or ({"": self.target} if self.target is not None else {})
+
+    def models_of(self, tier: str) -> dict[str, ModelRequest]:
+        """Return the models of one tier: those that name it and those that name none."""
+        return {n: m for n, m in self.models.items() if not m.tiers or tier in m.tiers}
+
     @model_validator(mode="after")
     def _has_something(self) -> Recipe:
         if not self.models and not self.corpora:
@@ -242,6 +309,18 @@ class Recipe(Value):
 
 
 __all__ = [
-    "BundleOptions", "CorpusRequest", "Gates", "KvCacheType", "ModelRequest", "Recipe",
-    "RelativePath", "Role", "RuntimeOptions", "SourceReference", "TargetRequest", "VerifyOptions",
+    "TARGET_LIMITS",
+    "BundleOptions",
+    "CorpusRequest",
+    "Gates",
+    "KvCacheType",
+    "ModelRequest",
+    "Recipe",
+    "RelativePath",
+    "Role",
+    "RuntimeOptions",
+    "SourceReference",
+    "TargetRequest",
+    "TierRequest",
+    "VerifyOptions",
 ]  # fmt: skip

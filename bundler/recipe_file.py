@@ -62,9 +62,10 @@ def parse_recipe(data: bytes, name: str = "recipe.toml") -> Recipe:
     except ValidationError as error:
         places = find_places(data)
         raise RecipeError(sorted_problems(error, given, places, name)) from error
-    problems = list(_path_problems(recipe, find_places(data), name))
+    places = find_places(data)
+    problems = [*_path_problems(recipe, places, name), *_tier_problems(recipe, places, name)]
     if problems:
-        raise RecipeError(problems)
+        raise RecipeError(sorted(problems, key=_line_and_column))
     return recipe
 
 
@@ -145,6 +146,11 @@ def find_places(data: bytes) -> dict[KeyPath, Place]:
     return places
 
 
+def _line_and_column(problem: Problem) -> tuple[int, int]:
+    line, column = problem.where.rsplit(":", 2)[1:]
+    return int(line), int(column)
+
+
 def _nearest(path: KeyPath, places: Mapping[KeyPath, Place]) -> Place:
     for length in range(len(path), 0, -1):
         if path[:length] in places:
@@ -188,7 +194,8 @@ def _explain(detail: Any, path: KeyPath) -> tuple[str, str]:
         near = _did_you_mean(wrong, allowed)
         return f"{wrong!r} is not one of them", near or f"allowed: {', '.join(allowed)}"
     if kind == "value_error":
-        return str(context.get("error", detail["msg"])), ""
+        error = context.get("error", detail["msg"])
+        return str(error), getattr(error, "hint", "")
     for part, words in _PLAIN_WORDS.items():
         if part in kind:
             return words, f"it is {detail['input']!r:.60}"
@@ -253,17 +260,33 @@ def _path_problems(recipe: Recipe, places: Mapping[KeyPath, Place], name: str) -
             )
 
 
+def _tier_problems(recipe: Recipe, places: Mapping[KeyPath, Place], name: str) -> Iterator[Problem]:
+    """Yield a problem for each tier that a model names in vain, and for each that holds nothing."""
+
+    def problem(path: KeyPath, message: str, hint: str) -> Problem:
+        line, column = _nearest(path, places)
+        return Problem(f"{'.'.join(map(str, path))}: {message}", f"{name}:{line}:{column}", hint)
+
+    known = list(recipe.tiers)
+    for key, model in recipe.models.items():
+        for index, tier in enumerate(model.tiers):
+            path = ("models", key, "tiers", index)
+            if tier not in known:
+                near = _did_you_mean(tier, known)
+                hint = near or f"there is: {', '.join(known)}" if known else _NO_TIERS
+                yield problem(path, f"there is no tier called {tier!r}", hint)
+            elif tier in model.tiers[:index]:
+                yield problem(path, f"{tier!r} stands here twice", "name each tier once")
+    for tier in known:
+        if not recipe.models_of(tier) and not recipe.corpora:
+            hint = "leave the tier out, or give it a model"
+            yield problem(("tiers", tier), "a bundle would hold nothing for it", hint)
+
+
+_NO_TIERS = "this recipe is for one machine; for several, write [tiers.<name>] in place of [target]"
+
+
 # -- for people who write one ------------------------------------------------------------------------
-
-
-def recipe_schema() -> dict[str, Any]:
-    """Return the JSON Schema (draft 2020-12) of recipes, as `bundler schema` prints it."""
-    schema = Recipe.model_json_schema(by_alias=True)
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "bundler recipe",
-        **{key: value for key, value in schema.items() if key != "title"},
-    }
 
 
 def starter_recipe(name: str, target: str) -> str:
@@ -285,6 +308,12 @@ platforms = ["linux-x86_64"]
 
 [target]
 use = "{target}"                 # the machine it is for; see `bundler targets`
+
+# One bundle for several machines, best first, in place of [target]; the station picks at start:
+# [tiers.big]
+# use = "rtx-4090"
+# [tiers.small]
+# use = "cpu-16gb"
 
 [models.chat]
 role = "chat"

@@ -10,9 +10,12 @@ from datetime import UTC, datetime
 from functools import cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
+from bundler.drawing.memory_bars import memory_bars
+from bundler.drawing.memory_svg import memory_svg
 from bundler.manifest import Manifest
-from bundler.plan import Plan
+from bundler.plan import Plan, TierPlan
 from bundler.value import format_bytes
 
 
@@ -35,7 +38,16 @@ def _environment() -> Environment:
 
 def report_html(manifest: Manifest, plan: Plan) -> str:
     """Return the report: models with their proofs, memory, corpora with coverage, components."""
-    return _environment().get_template("report.html.j2").render(manifest=manifest, plan=plan)
+    pictures = {tier.name: _picture(tier, number) for number, tier in enumerate(plan.tiers)}
+    template = _environment().get_template("report.html.j2")
+    return template.render(manifest=manifest, plan=plan, pictures=pictures)
+
+
+def _picture(tier: TierPlan, number: int) -> Markup:
+    """Return who lies where in a machine's memory, as a drawing inside the page."""
+    machine = tier.target.title or tier.target.name
+    drawing = memory_svg(memory_bars(tier), identity=f"memory{number}", machine=machine)
+    return Markup(drawing)  # noqa: S704 - every text in it is escaped where it is written
 
 
 def readme_html(manifest: Manifest) -> str:

@@ -6,16 +6,19 @@ files (configurations, tokenizers).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import errno
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from bundler.errors import BundlerError, LockError, Problem, SourceError
 from bundler.events import Note, StepFinished, StepStarted
-from bundler.lock import Lock, LockedFile, LockedModel, Resolution
+from bundler.feedback.measurements import learned
+from bundler.lock import Lock, LockedFile, LockedModel, Measurement, Resolution
 from bundler.plugins import Plugins
 from bundler.recipe import Recipe, SourceReference
+from bundler.store import write_durably
 from bundler.transfer import read_range
 from bundler.value import digest, format_bytes, pretty_json
 from bundler.world import World
@@ -164,6 +167,46 @@ def read_lock(path: Path) -> Lock | None:
 def lock_text(lock: Lock) -> str:
     """Return a lock as it is written: JSON with sorted keys, so that a diff shows what changed."""
     return pretty_json(lock)
+
+
+class MeasuredFacts:
+    """What proofs of one build add to the lock beside its recipe, each as soon as it is there."""
+
+    def __init__(self, path: Path, lock: Lock, world: World, *, read_only: bool) -> None:
+        self._path, self._lock, self._world = path, lock, world
+        self._why_not = "under --locked and --frozen the lock is not written" if read_only else ""
+        self._said = ""
+
+    def keep(self, found: Sequence[Measurement]) -> None:
+        """Write measurements into the lock; say so, once, where that cannot be."""
+        if self._why_not:
+            self._say_not_kept()
+            return
+        try:
+            with self._world.store.locked(f"lock-{digest(str(self._path.resolve()))[:32]}"):
+                self._write(found)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            self._why_not = f"{self._path} cannot be written ({error.strerror})"
+        if self._why_not:
+            self._say_not_kept()
+
+    def _write(self, found: Sequence[Measurement]) -> None:
+        # Another build of the same recipe may have added to it since we read it.
+        now = read_lock(self._path)
+        if now is None or now.inputs_sha256 != self._lock.inputs_sha256:
+            self._why_not = f"{self._path.name} was made anew while this build was running"
+            return
+        after = learned(now, found)
+        if after is not now:
+            write_durably(self._path, lock_text(after).encode())
+
+    def _say_not_kept(self) -> None:
+        if self._why_not != self._said:
+            text = "what was measured is not kept for later plans: "
+            self._world.report(Note(text + self._why_not, "warning"))
+            self._said = self._why_not
 
 
 def differences(lock: Lock, recipe: Recipe) -> list[Problem]:

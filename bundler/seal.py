@@ -10,72 +10,31 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from glob import escape
 from hashlib import sha256 as sha256_of
 from pathlib import Path
 
 from bundler.errors import BundlerError, DamagedError, DoesNotFit, Problem, UnsafeInput
 from bundler.events import Note, Progress, StepFinished, StepStarted
-from bundler.manifest import MANIFEST_NAME, SUMS_NAME, BundleFile, Manifest, sums_text
-from bundler.store import full_disk_is_an_error, share_or_copy, sync_folder
-from bundler.value import check_relative_path, format_bytes, pretty_json
+from bundler.layout import Layout
+from bundler.manifest import (
+    BESIDE,
+    COPY_NAME,
+    HEAD_NAME,
+    MANIFEST_NAME,
+    SUMS_NAME,
+    BundleFile,
+    Manifest,
+    sums_text,
+)
+from bundler.media.objects import Objects
+from bundler.media.safeguards import head, parity_sets, segments_of
+from bundler.store import full_disk_is_an_error, share_or_copy, sync_folder, write_durably
+from bundler.value import format_bytes, pretty_json
 from bundler.verify import read_manifest, verify_bundle
 from bundler.world import World
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One file to be: bytes made here, or an object of the store."""
-
-    file: BundleFile
-    data: bytes | None = None
-    """None: the object of the store with this digest."""
-
-
-@dataclass
-class Layout:
-    """Collects the files of a bundle; refuses a path twice, also when only the case differs."""
-
-    entries: dict[str, Entry] = field(default_factory=dict)
-    _folded: dict[str, str] = field(default_factory=dict)
-
-    def add_data(self, path: str, data: bytes, *, executable: bool = False) -> None:
-        """Add a small generated file."""
-        digest = sha256_of(data).hexdigest()
-        self._add(Entry(_file(path, len(data), digest, executable), data))
-
-    def add_object(
-        self, path: str, sha256: str, size_bytes: int, *, executable: bool = False
-    ) -> None:
-        """Add an object of the store."""
-        self._add(Entry(_file(path, size_bytes, sha256, executable)))
-
-    def _add(self, entry: Entry) -> None:
-        path = entry.file.path
-        same = self.entries.get(path)
-        if same is not None and same.file.sha256 == entry.file.sha256:
-            return
-        other = self._folded.get(path.casefold())
-        if other is not None:
-            raise UnsafeInput(
-                f"two parts of the bundle want the path {path!r} (the other: {other!r})",
-                hint="many filesystems do not tell upper from lower case: rename one of them",
-            )
-        self._folded[path.casefold()] = path
-        self.entries[path] = entry
-
-    def files(self) -> tuple[BundleFile, ...]:
-        """Return all files, sorted by path."""
-        return tuple(self.entries[path].file for path in sorted(self.entries))
-
-
-def _file(path: str, size_bytes: int, sha256: str, executable: bool) -> BundleFile:
-    try:
-        check_relative_path(path)
-    except ValueError as error:
-        raise UnsafeInput(f"the bundle cannot hold {path!r}: {error}") from error
-    return BundleFile(path=path, size_bytes=size_bytes, sha256=sha256, executable=executable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +46,28 @@ class Sealed:
     """False when the very same bundle was there already and every byte of it was read and right."""
 
 
-def seal(layout: Layout, manifest: Manifest, output: Path, world: World) -> Sealed:
+Beside = Callable[[bytes], Mapping[str, bytes]]
+"""From the bytes of a manifest to the files that lie beside it: its signature."""
+
+
+def unsigned(data: bytes) -> Mapping[str, bytes]:
+    """Return nothing to put beside a manifest."""
+    return {}
+
+
+def seal(
+    layout: Layout, manifest: Manifest, output: Path, world: World, beside: Beside = unsigned,
+    *, parity_percent: float = 0,
+) -> Sealed:  # fmt: skip
     """Write the bundle at `output`, unless it is there already, byte for byte.
+
+    Args:
+        layout: every file that the manifest lists, but for parity sets.
+        manifest: what the bundle is.
+        output: its directory.
+        world: the store, and whom to tell.
+        beside: gives the files that lie beside the manifest and cannot be listed in it.
+        parity_percent: how much of the bundle can be damaged and brought back; 0 for no parity.
 
     Raises:
         DoesNotFit: the disk is too small.
@@ -97,35 +76,68 @@ def seal(layout: Layout, manifest: Manifest, output: Path, world: World) -> Seal
     """
     output = output.resolve()
     with world.store.locked(f"output-{sha256_of(str(output).encode()).hexdigest()[:32]}"):
-        return _seal(layout, manifest, output, world)
+        objects = Objects(world.store)
+        layout, manifest = complete(layout, manifest, objects, world, parity_percent)
+        return _seal(layout, manifest, output, world, objects, beside)
 
 
-def _seal(layout: Layout, manifest: Manifest, output: Path, world: World) -> Sealed:
+def complete(
+    layout: Layout, manifest: Manifest, objects: Objects, world: World, parity_percent: float
+) -> tuple[Layout, Manifest]:
+    """Return the bundle with the digests of its segments and with its parity, both from the store."""
+    layout = layout.with_segments(
+        segments_of(layout.files(), layout.data(), objects, manifest.segment_bytes)
+    )
+    parity, made = parity_sets(
+        layout.files(), layout.data(), objects, world, parity_percent, manifest.segment_bytes
+    )
+    for path, (sha256, size_bytes) in made.items():
+        layout.add_object(path, sha256, size_bytes)
+    segments = segments_of(layout.files(), layout.data(), objects, manifest.segment_bytes)
+    layout = layout.with_segments(segments)
+    said = manifest.model_dump() | {"files": layout.files(), "parity": parity}
+    return layout, Manifest.model_validate(said)
+
+
+def _seal(
+    layout: Layout, manifest: Manifest, output: Path, world: World, objects: Objects, beside: Beside
+) -> Sealed:
     world.report(StepStarted("seal"))
     sweep_leftovers(output, world)
     data = pretty_json(manifest).encode()
     digest = sha256_of(data).hexdigest()
+    around = _around(manifest, data, objects, beside)
     if _is_there_and_right(output, data):
+        _renew_beside(output, around)
         world.report(StepFinished("seal", "cached", f"{output}: every byte is as it should be"))
         return Sealed(digest, written=False)
     _refuse_to_replace(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     _check_room(layout, output, world)
-    beside = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}.partial-"))
+    partial = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}.partial-"))
     try:
-        _write(layout, beside, world)
-        with full_disk_is_an_error(beside, "the manifest"):
-            _write_file(beside / MANIFEST_NAME, data)
-            _write_file(beside / SUMS_NAME, sums_text(manifest.files, digest).encode())
-        beside.chmod(0o755)
-        _sync_folders(beside)
-        _prove(beside, world)
-        _swap(beside, output)
+        _write(layout, partial, world, objects)
+        with full_disk_is_an_error(partial, "the manifest"):
+            (partial / COPY_NAME).parent.mkdir(exist_ok=True)
+            for name, content in around.items():
+                _write_file(partial / name, content)
+        partial.chmod(0o755)
+        _sync_folders(partial)
+        _prove(partial, world)
+        _swap(partial, output)
     except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
         raise
     world.report(StepFinished("seal", "done", str(output)))
     return Sealed(digest, written=True)
+
+
+def _around(manifest: Manifest, data: bytes, objects: Objects, beside: Beside) -> dict[str, bytes]:
+    """Return all files that the manifest cannot list: itself twice, sums, signature, their parity."""
+    sums = sums_text(manifest.files, sha256_of(data).hexdigest()).encode()
+    first = {MANIFEST_NAME: data, SUMS_NAME: sums, **beside(data)}
+    last = {HEAD_NAME: head(first, objects)} if manifest.parity is not None else {}
+    return first | {COPY_NAME: data} | last
 
 
 def check_output(output: Path) -> None:
@@ -154,9 +166,21 @@ def _is_there_and_right(output: Path, manifest_data: bytes) -> bool:
     try:
         if (output / MANIFEST_NAME).read_bytes() != manifest_data:
             return False
-        return not verify_bundle(output).findings
+        return all(finding.path in BESIDE for finding in verify_bundle(output).findings)
     except (OSError, BundlerError):
         return False
+
+
+def _renew_beside(output: Path, around: Mapping[str, bytes]) -> None:
+    """Bring the signature up to date: the key may be another one, or there was none."""
+    (output / COPY_NAME).parent.mkdir(exist_ok=True)
+    for name in BESIDE:
+        path = output / name
+        if name not in around:
+            path.unlink(missing_ok=True)
+        elif not path.exists() or path.read_bytes() != around[name]:
+            write_durably(path, around[name])
+    sync_folder(output)
 
 
 def _refuse_to_replace(output: Path) -> None:
@@ -191,7 +215,7 @@ def _check_room(layout: Layout, output: Path, world: World) -> None:
         )
 
 
-def _write(layout: Layout, root: Path, world: World) -> None:
+def _write(layout: Layout, root: Path, world: World, objects: Objects) -> None:
     total = sum(entry.file.size_bytes for entry in layout.entries.values())
     done = 0
     folders: set[Path] = {root}
@@ -206,24 +230,24 @@ def _write(layout: Layout, root: Path, world: World) -> None:
                 _write_file(target, entry.data)
             target.chmod(0o755 if entry.file.executable else 0o644)
         else:
-            _place(entry.file, target, world)
+            _place(entry.file, target, objects)
         done += entry.file.size_bytes
         world.report(Progress("seal", done, total))
 
 
-def _place(file: BundleFile, target: Path, world: World) -> None:
+def _place(file: BundleFile, target: Path, objects: Objects) -> None:
     """Put an object of the store into the bundle, holding its bytes once where it can be.
 
     Objects are read-only and so are their links in the bundle. An executable needs another mode
     than the store's, so it gets bytes of its own (reflink or copy).
     """
-    source = world.store.verified(file.sha256)
+    source = objects.path(file.sha256)
     how = share_or_copy(source, target, link=not file.executable)
     if how != "link":
         target.chmod(0o755 if file.executable else 0o644)
 
 
-def _prove(beside: Path, world: World) -> None:
+def _prove(partial: Path, world: World) -> None:
     """Read the new bundle back, before it takes its name and an older one is given up.
 
     Raises:
@@ -231,13 +255,13 @@ def _prove(beside: Path, world: World) -> None:
     """
     world.report(StepStarted("verify"))
     found = verify_bundle(
-        beside,
+        partial,
         workers=min(4, os.cpu_count() or 1),
         progress=lambda done, total: world.report(Progress("verify", done, total)),
     )
     if found.findings:
         hint = "build again; if it happens twice, test the disk and the memory"
-        raise DamagedError([Problem(str(f), str(beside), hint) for f in found.findings])
+        raise DamagedError([Problem(str(f), str(partial), hint) for f in found.findings])
     world.report(StepFinished("verify", "done", f"{found.files} files read back"))
 
 
@@ -254,13 +278,13 @@ def _sync_folders(root: Path) -> None:
     sync_folder(root)
 
 
-def _swap(beside: Path, output: Path) -> None:
+def _swap(partial: Path, output: Path) -> None:
     """Give the new bundle its name; the old one stays whole until that has happened."""
-    old = beside.with_name(beside.name.replace(".partial-", ".old-"))
+    old = partial.with_name(partial.name.replace(".partial-", ".old-"))
     if output.exists():
         output.rename(old)
     try:
-        beside.rename(output)
+        partial.rename(output)
     except BaseException:
         if old.exists():
             old.rename(output)

@@ -85,8 +85,11 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_durably(path: Path, data: bytes) -> None:
-    """Write `data` under `path` so that a reader sees the old file or the whole new one."""
+def write_durably(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Write `data` under `path` so that a reader sees the old file or the whole new one.
+
+    The file is never readable by more people than `mode` says, not even while it is written.
+    """
     with full_disk_is_an_error(path.parent, path.name):
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.")
         try:
@@ -94,7 +97,7 @@ def write_durably(path: Path, data: bytes) -> None:
                 stream.write(data)
                 stream.flush()
                 os.fsync(stream.fileno())
-            os.chmod(name, 0o644)
+            os.chmod(name, mode)
             os.replace(name, path)
         except BaseException:
             Path(name).unlink(missing_ok=True)

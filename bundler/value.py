@@ -19,10 +19,14 @@ Json = dict[str, Any] | list[Any] | str | int | float | bool | None
 
 
 class Value(BaseModel):
-    """Base of all values: frozen, strict about unknown keys, documented by attribute docstrings."""
+    """Base of all values: frozen, strict about unknown keys, documented by attribute docstrings.
+
+    Pydantic would read those docstrings from the source at every start, and build every validator,
+    which takes longer than a plan; `documented` reads them when somebody asks.
+    """
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, ser_json_inf_nan="constants"
+        frozen=True, extra="forbid", ser_json_inf_nan="constants", defer_build=True
     )
 
 

@@ -1,4 +1,4 @@
-"""Holds a bundle against its manifest and names every file that is not as promised.
+"""Holds a bundle against its manifest: names every file, and every range in it, that is not right.
 
 Says nothing about who made it: digests without a signature detect accidents, not attackers.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256 as sha256_of
@@ -15,13 +15,26 @@ from pathlib import Path
 from typing import Literal
 
 from bundler.errors import DamagedError
-from bundler.manifest import MANIFEST_NAME, SUMS_NAME, BundleFile, Manifest, sums_text
+from bundler.grouping import Piece, pieces_of
+from bundler.manifest import (
+    BESIDE,
+    COPY_NAME,
+    HEAD_NAME,
+    MANIFEST_NAME,
+    SUMS_NAME,
+    BundleFile,
+    Manifest,
+    sums_text,
+)
+from bundler.media.copies import Candidate, bounded_bytes, judged, right_manifest
+from bundler.media.head import head_faults
+from bundler.segments import hash_range
 from bundler.store import hash_file
 
-# The manifest of a bundle with 100,000 files has about 20 MB.
-MAX_MANIFEST_BYTES = 256 << 20
-
 Kind = Literal["missing", "extra", "changed", "renamed", "unsafe", "mode"]
+Span = tuple[int, int]
+"""First byte of a range, and the first one behind it."""
+_MOST_RANGES_SAID = 5
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -31,6 +44,8 @@ class Finding:
     path: str
     kind: Kind
     detail: str = ""
+    ranges: tuple[Span, ...] = ()
+    """Of a changed file: which of its bytes are not right, as far as the manifest can tell."""
 
     def __str__(self) -> str:
         return f"{self.kind:8} {self.path}" + (f" ({self.detail})" if self.detail else "")
@@ -48,38 +63,31 @@ class Verification:
 
 
 def read_manifest(root: Path) -> Manifest:
-    """Return the manifest of the bundle at `root`.
+    """Return the manifest of the bundle at `root`, from its copy if it is damaged itself.
 
     Raises:
         DamagedError: there is none, or it cannot be read.
     """
-    return _parse_manifest(_manifest_data(root), root)
+    manifest = right_manifest(root).manifest
+    assert manifest is not None
+    return manifest
 
 
-def _manifest_data(root: Path) -> bytes:
-    path = root / MANIFEST_NAME
-    try:
-        with path.open("rb") as stream:
-            return stream.read(MAX_MANIFEST_BYTES + 1)
-    except OSError as error:
-        raise DamagedError(
-            f"is not a bundle: {MANIFEST_NAME} cannot be read ({error.strerror})",
-            where=str(root),
-            hint="give the directory that `bundler build` made",
-        ) from error
+def read_manifest_with_data(root: Path) -> tuple[Manifest, bytes]:
+    """Return `manifest.json` itself with its bytes, as they are signed.
 
-
-def _parse_manifest(data: bytes, root: Path) -> Manifest:
-    try:
-        if len(data) > MAX_MANIFEST_BYTES:
-            raise ValueError("overlong")
-        return Manifest.model_validate_json(data)
-    except ValueError as error:
+    Raises:
+        DamagedError: there is none, or it cannot be read.
+    """
+    data = bounded_bytes(root / MANIFEST_NAME)
+    found = None if data is None else judged(MANIFEST_NAME, data, {}, {})
+    if found is None or found.manifest is None:
         raise DamagedError(
             "the manifest is damaged, or was written by another version of bundler",
             where=str(root / MANIFEST_NAME),
-            hint="compare with `sha256sum -c SHA256SUMS`; copy the bundle anew from its origin",
-        ) from error
+            hint=f"bundler repair {root}",
+        )
+    return found.manifest, found.data
 
 
 def verify_bundle(
@@ -89,40 +97,43 @@ def verify_bundle(
 
     Args:
         root: the bundle's directory.
-        workers: threads that hash at the same time (hashing releases the GIL).
+        workers: threads that hash at the same time (hashing releases the GIL); segments of one
+            large file go to several of them.
         progress: called with (bytes done, bytes in all).
 
     Raises:
-        DamagedError: the manifest itself cannot be read.
+        DamagedError: neither the manifest nor its copy can be read.
     """
-    data = _manifest_data(root)
-    manifest = _parse_manifest(data, root)
-    manifest_sha256 = sha256_of(data).hexdigest()
+    return verify_against(root, right_manifest(root), workers=workers, progress=progress)
+
+
+def verify_against(
+    root: Path, believed: Candidate, *, workers: int = 2,
+    progress: Callable[[int, int], None] | None = None,
+) -> Verification:  # fmt: skip
+    """Do the same with the manifest that is given, wherever it was found."""
+    manifest = believed.manifest
+    assert manifest is not None
     found = dict(_walk(root))
     promised = {file.path: file for file in manifest.files}
-    total = sum(file.size_bytes for file in manifest.files)
     findings = [Finding(path, "unsafe", why) for path, (_, why) in found.items() if why and path]
     present = [file for path, file in promised.items() if path in found and not found[path][1]]
-    done = 0
-    with ThreadPoolExecutor(workers) as pool:
-        for file, finding in zip(
-            present, pool.map(lambda f: _compare(root, f), present), strict=True
-        ):
-            done += file.size_bytes
-            if progress is not None:
-                progress(done, total)
-            if finding is not None:
-                findings.append(finding)
+    findings += _changed(root, present, manifest, workers, progress)
     findings += _mode_findings(present, {path: mode for path, (mode, _) in found.items()})
     missing = [file for path, file in promised.items() if path not in found]
     extra = [
         path
         for path, (_, why) in found.items()
-        if path not in promised and not why and path not in (MANIFEST_NAME, SUMS_NAME)
+        if path not in promised and not why and path not in _allowed_beside(manifest)
     ]
     findings += _renamed_missing_extra(root, missing, extra)
-    findings += _sums_findings(root, manifest, manifest_sha256)
-    return Verification(manifest, manifest_sha256, len(promised), total, tuple(sorted(findings)))
+    findings += _beside_findings(root, believed, manifest)
+    total = sum(file.size_bytes for file in manifest.files)
+    return Verification(manifest, believed.sha256, len(promised), total, tuple(sorted(findings)))
+
+
+def _allowed_beside(manifest: Manifest) -> tuple[str, ...]:
+    return BESIDE if manifest.parity is not None else tuple(n for n in BESIDE if n != HEAD_NAME)
 
 
 def _walk(root: Path) -> Iterator[tuple[str, tuple[int, str]]]:
@@ -155,28 +166,82 @@ def _mode_findings(present: list[BundleFile], modes: dict[str, int]) -> Iterator
                 yield Finding(file.path, "mode", "not marked executable")
 
 
-def _compare(root: Path, file: BundleFile) -> Finding | None:
-    path = root / file.path
+# -- content -----------------------------------------------------------------------------------------
+
+
+def _changed(
+    root: Path, present: list[BundleFile], manifest: Manifest, workers: int,
+    progress: Callable[[int, int], None] | None,
+) -> Iterator[Finding]:  # fmt: skip
+    """Yield the files whose bytes are not as promised, with the ranges of large ones."""
+    pieces = [piece for file in present for piece in pieces_of(file, manifest.segment_bytes)]
+    total = sum(file.size_bytes for file in manifest.files)
+    done, wrong = 0, dict[str, list[tuple[Piece, str]]]()
+    with ThreadPoolExecutor(workers) as pool:
+        faults = pool.map(lambda piece: _fault(root, piece), pieces)
+        for piece, fault in zip(pieces, faults, strict=True):
+            done += piece.size_bytes
+            if progress is not None:
+                progress(done, total)
+            if fault:
+                wrong.setdefault(piece.path, []).append((piece, fault))
+    for file in present:
+        finding = _finding(root, file, wrong.get(file.path, []))
+        if finding is not None:
+            yield finding
+
+
+def _fault(root: Path, piece: Piece) -> str:
+    """Return what is wrong with a piece, "" when nothing is."""
     try:
-        size = path.stat().st_size
-        if size != file.size_bytes:
-            return Finding(file.path, "changed", f"{size} bytes instead of {file.size_bytes}")
-        if hash_file(path) != file.sha256:
-            return Finding(file.path, "changed", "same size, other content")
+        found = hash_range(root / piece.path, piece.offset, piece.size_bytes)
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    return "" if found == piece.sha256 else "other content"
+
+
+def _finding(root: Path, file: BundleFile, wrong: list[tuple[Piece, str]]) -> Finding | None:
+    try:
+        size = (root / file.path).lstat().st_size
     except OSError as error:
         return Finding(file.path, "changed", f"cannot be read: {error.strerror}")
-    return None
+    said = [f"{size} bytes instead of {file.size_bytes}"] if size != file.size_bytes else []
+    if not wrong and not said:
+        return None
+    faults = sorted({fault for _, fault in wrong} - {"other content"})
+    ranges = _merged([(p.offset, p.offset + p.size_bytes) for p, _ in wrong])
+    if wrong and not said and not faults and wrong[0][0].index is None:
+        said = ["same size, other content"]
+    elif wrong and wrong[0][0].index is not None:
+        said.append(_ranges_text(ranges, file.size_bytes))
+    return Finding(file.path, "changed", "; ".join([*said, *faults]), ranges)
+
+
+def _merged(ranges: list[Span]) -> tuple[Span, ...]:
+    merged: list[Span] = []
+    for start, end in sorted(ranges):
+        if merged and merged[-1][1] == start:
+            merged[-1] = (merged[-1][0], end)
+        else:
+            merged.append((start, end))
+    return tuple(merged)
+
+
+def _ranges_text(ranges: tuple[Span, ...], size_bytes: int) -> str:
+    named = [f"{start}-{end - 1}" for start, end in ranges[:_MOST_RANGES_SAID]]
+    more = len(ranges) - len(named)
+    rest = f" and {more} more ranges" if more else ""
+    return f"other content within bytes {', '.join(named)}{rest} of {size_bytes}"
+
+
+# -- names -------------------------------------------------------------------------------------------
 
 
 def _renamed_missing_extra(
     root: Path, missing: list[BundleFile], extra: list[str]
 ) -> Iterator[Finding]:
     """Yield findings, telling a renamed file from one that is gone and one that is new."""
-    sizes = {file.size_bytes for file in missing}
-    digests = {
-        path: hash_file(root / path) for path in extra if (root / path).stat().st_size in sizes
-    }
-    by_digest = {digest: path for path, digest in digests.items()}
+    by_digest = _digests_of_extras(root, {file.size_bytes for file in missing}, extra)
     renamed = set()
     for file in missing:
         now = by_digest.get(file.sha256)
@@ -190,14 +255,36 @@ def _renamed_missing_extra(
             yield Finding(path, "extra", "not in the manifest")
 
 
-def _sums_findings(root: Path, manifest: Manifest, manifest_sha256: str) -> Iterator[Finding]:
-    try:
-        text = (root / SUMS_NAME).read_bytes()
-    except FileNotFoundError:
-        yield Finding(SUMS_NAME, "missing")
-        return
-    except OSError as error:
-        yield Finding(SUMS_NAME, "changed", f"cannot be read: {error.strerror}")
-        return
-    if text != sums_text(manifest.files, manifest_sha256).encode():
-        yield Finding(SUMS_NAME, "changed", "does not say what the manifest says")
+def _digests_of_extras(root: Path, sizes: set[int], extra: list[str]) -> Mapping[str, str]:
+    """Return digest → path of files nobody promised, if they can be one that is missing."""
+    found = {}
+    for path in extra:
+        try:
+            if (root / path).lstat().st_size in sizes:
+                found[hash_file(root / path)] = path
+        except OSError:
+            continue  # It cannot be read, so it is not the file that is missed.
+    return found
+
+
+# -- what the manifest cannot list ---------------------------------------------------------------------
+
+
+def _beside_findings(root: Path, believed: Candidate, manifest: Manifest) -> Iterator[Finding]:
+    sums = sums_text(manifest.files, sha256_of(believed.data).hexdigest()).encode()
+    other = f"read from {believed.name}"
+    expected: Iterable[tuple[str, bytes, str]] = (
+        (MANIFEST_NAME, believed.data, other if believed.name != MANIFEST_NAME else ""),
+        (COPY_NAME, believed.data, "not the same as the manifest"),
+        (SUMS_NAME, sums, "does not say what the manifest says"),
+    )
+    for name, data, why in expected:
+        found = bounded_bytes(root / name)
+        if found is None and not (root / name).exists():
+            yield Finding(name, "missing", why if name == MANIFEST_NAME else "")
+        elif found != data:
+            yield Finding(name, "changed", why)
+    if manifest.parity is not None:
+        for name, why in head_faults(root, believed.data):
+            gone = why == "missing"
+            yield Finding(name, "missing" if gone else "changed", "" if gone else why)

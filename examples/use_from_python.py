@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from bundler.errors import BundlerError
-from bundler.pipeline import make_the_plan
+from bundler.offering import make_the_plan
 from bundler.plan import Plan
 from bundler.plugins import load_plugins
 from bundler.recipe_file import read_recipe

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from bundler import pipeline
+from bundler.events import silent
 from bundler.plugins import load_plugins
 from bundler.store import Store
 from bundler.testing.fakes import MAGIC, Fakes
@@ -38,14 +39,18 @@ def fakes() -> Fakes:
     return found
 
 
-def run(folder: Path, plugin: Fakes | None = None, recipe: str = RECIPE, **options):
+def run(
+    folder: Path, plugin: Fakes | None = None, recipe: str = RECIPE,
+    *, report=silent, critics=(), **options,
+):  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "fake.toml"
     path.write_text(recipe)
     world = World(
-        store=Store(folder / "store"), folder=folder, environment={"SOURCE_DATE_EPOCH": "1"}
-    )
-    plugins = load_plugins(extra=[plugin or fakes()])
+        store=Store(folder / "store"), folder=folder, environment={"SOURCE_DATE_EPOCH": "1"},
+        report=report,
+    )  # fmt: skip
+    plugins = load_plugins(extra=[plugin or fakes(), *critics])
     return pipeline.build(path, folder / "dist" / "fake", plugins, world, **options)
 
 

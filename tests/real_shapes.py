@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
-from bundler.testing.hub import Content, SparseFile, TestHub
+from bundler.builtin.runtimes.pinned import PYTHON_RELEASE, python_archive
+from bundler.testing.hub import TEST_TOKEN, Content, SparseFile, TestHub
 
 _BYTES = {"BF16": 2, "F16": 2, "F32": 4, "I64": 8}
 _SHARD_BYTES = 5_000_000_000
@@ -310,6 +311,31 @@ def _shard(name: str, number: int, tensors: Shapes) -> SparseFile:
 @functools.cache
 def _all_files() -> dict[str, dict[str, bytes | Content]]:
     return {repository.name: files_of(repository) for repository in REPOSITORIES}
+
+
+PLATFORMS = ("linux-x86_64", "linux-aarch64", "windows-x86_64")
+
+
+def put_up_pythons(hub: TestHub) -> None:
+    """Serve a release of ready-made Pythons, for the platforms that are not this one."""
+    sums = ""
+    for number, platform in enumerate(PLATFORMS):
+        digest, name = f"{number:064x}", python_archive(platform)
+        archive = SparseFile(30 << 20, {}, sha256=digest)
+        hub.add_file(f"python/{PYTHON_RELEASE}/{name}", archive)
+        sums += f"{digest}  {name}\n"
+    hub.add_file(f"python/{PYTHON_RELEASE}/SHA256SUMS", sums)
+
+
+def environment_at(hub: TestHub) -> dict[str, str]:
+    """Return the environment in which everything is fetched from a test hub."""
+    return {
+        "HF_ENDPOINT": hub.url,
+        "HF_TOKEN": TEST_TOKEN,
+        "BUNDLER_HTTP_MIRROR": f"https://download.kiwix.org/={hub.url}/files/",
+        "BUNDLER_PYTHON_RELEASES": f"{hub.url}/files/python",
+        "SOURCE_DATE_EPOCH": "1790000000",
+    }
 
 
 def put_up(hub: TestHub) -> None:

@@ -22,6 +22,8 @@ ARCHITECTURES = {
     "MixtralForCausalLM": "llama",
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
+    "Qwen3MoeForCausalLM": "qwen3moe",
+    "Gemma2ForCausalLM": "gemma2",
     "Gemma3ForCausalLM": "gemma3",
     "BertModel": "bert",
 }
@@ -36,10 +38,10 @@ def facts_of(config: Mapping[str, Any], *, type_: str = "BF16") -> ModelFacts:
     make = _bert_tensors if architecture == "bert" else _decoder_tensors
     shapes = make(config, architecture, head, kv_heads)
     tensors = tuple(
-        TensorFact(name=name, type="F32" if _is_f32(name, shape) else type_, shape=shape)
+        TensorFact(name=name, type="F32" if is_f32(name, shape) else type_, shape=shape)
         for name, shape in shapes.items()
     )
-    sliding = architecture == "gemma3"
+    period = {"gemma2": 2, "gemma3": 6}.get(architecture, 0)
     return ModelFacts(
         format="safetensors",
         architecture=architecture,
@@ -53,18 +55,24 @@ def facts_of(config: Mapping[str, Any], *, type_: str = "BF16") -> ModelFacts:
         head_dim_key=head,
         head_dim_value=head,
         vocabulary=config["vocab_size"],
-        tied_embeddings="output.weight" not in shapes,
-        sliding_window_tokens=config["sliding_window"] if sliding else 0,
-        sliding_window_pattern=6 if sliding else 0,
-        experts=config.get("num_local_experts", 0),
+        tied_embeddings=architecture != "bert" and "output.weight" not in shapes,
+        sliding_window_tokens=config["sliding_window"] if period else 0,
+        sliding_window_pattern=period,
+        experts=_experts(config),
         experts_used=config.get("num_experts_per_tok", 0),
         tensors=tensors,
     )
 
 
-def _is_f32(name: str, shape: tuple[int, ...]) -> bool:
+def _experts(config: Mapping[str, Any]) -> int:
+    return int(config.get("num_local_experts") or config.get("num_experts") or 0)
+
+
+def is_f32(name: str, shape: tuple[int, ...]) -> bool:
+    """Tell whether the converter keeps a tensor as F32: vectors, routers and small tables."""
     exact = ("position_embd.weight", "token_types.weight")
-    return len(shape) == 1 or name in exact or "ffn_gate_inp" in name
+    kept = ("ffn_gate_inp", "ssm_conv1d", "ssm_a", "ssm_d", "ssm_norm", "_exps.bias")
+    return len(shape) == 1 or name in exact or any(part in name for part in kept)
 
 
 def _decoder_tensors(
@@ -74,7 +82,8 @@ def _decoder_tensors(
         config[key] for key in ("hidden_size", "intermediate_size", "vocab_size")
     )
     query, narrow = config["num_attention_heads"] * head, kv_heads * head
-    experts = config.get("num_local_experts", 0)
+    experts = _experts(config)
+    wide = config.get("moe_intermediate_size") or wide
     shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (vocabulary, hidden)}
     for layer in range(config["num_hidden_layers"]):
         block: dict[str, tuple[int, ...]] = {
@@ -84,9 +93,9 @@ def _decoder_tensors(
         }  # fmt: skip
         if architecture == "qwen2":
             block |= {"attn_q.bias": (query,), "attn_k.bias": (narrow,), "attn_v.bias": (narrow,)}
-        if architecture in ("qwen3", "gemma3"):
+        if architecture in ("qwen3", "qwen3moe", "gemma3"):
             block |= {"attn_q_norm.weight": (head,), "attn_k_norm.weight": (head,)}
-        if architecture == "gemma3":
+        if architecture in ("gemma2", "gemma3"):
             block |= {"post_attention_norm.weight": (hidden,), "post_ffw_norm.weight": (hidden,)}
         if experts:
             block |= {
@@ -133,6 +142,10 @@ def _bert_tensors(
     return shapes
 
 
+def _one_or_each(numbers: tuple[int, ...]) -> int | list[int]:
+    return numbers[0] if len(set(numbers)) == 1 else list(numbers)
+
+
 def header_fields(facts: ModelFacts, scheme: str = "F16") -> dict[str, GgufField]:
     """Return the fields llama.cpp needs to size a model; it has no vocabulary, only its size."""
     name = facts.architecture
@@ -144,17 +157,17 @@ def header_fields(facts: ModelFacts, scheme: str = "F16") -> dict[str, GgufField
         f"{name}.block_count": field("UINT32", facts.layers),
         f"{name}.feed_forward_length": field("UINT32", facts.feed_forward),
         f"{name}.attention.head_count": field("UINT32", facts.heads),
-        f"{name}.attention.head_count_kv": field("UINT32", facts.kv_heads[0]),
+        f"{name}.attention.head_count_kv": field("UINT32", _one_or_each(facts.kv_heads)),
         f"{name}.attention.key_length": field("UINT32", facts.head_dim_key),
         f"{name}.attention.value_length": field("UINT32", facts.head_dim_value),
         f"{name}.vocab_size": field("UINT32", facts.vocabulary),
         "tokenizer.ggml.model": field("STRING", "no_vocab"),
     }
-    if name == "bert":
+    if name.endswith("bert"):
         fields |= {
-            "bert.attention.layer_norm_epsilon": field("FLOAT32", 1e-12),
-            "bert.attention.causal": field("BOOL", False),
-            "bert.pooling_type": field("UINT32", 1),
+            f"{name}.attention.layer_norm_epsilon": field("FLOAT32", 1e-12),
+            f"{name}.attention.causal": field("BOOL", False),
+            f"{name}.pooling_type": field("UINT32", 1),
             "tokenizer.ggml.token_type_count": field("UINT32", 2),
         }
     else:
@@ -164,6 +177,11 @@ def header_fields(facts: ModelFacts, scheme: str = "F16") -> dict[str, GgufField
     if facts.experts:
         fields[f"{name}.expert_count"] = field("UINT32", facts.experts)
         fields[f"{name}.expert_used_count"] = field("UINT32", facts.experts_used)
+        wide = next(t.shape[1] for t in facts.tensors if t.name.endswith("ffn_up_exps.weight"))
+        fields[f"{name}.expert_feed_forward_length"] = field("UINT32", wide)
+    for key, value in facts.extra.get("hyperparameters", {}).items():
+        kind = {bool: "BOOL", float: "FLOAT32", str: "STRING"}.get(type(value), "UINT32")
+        fields[f"{name}.{key}"] = field(kind, value)
     return fields
 
 

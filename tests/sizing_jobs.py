@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import re
+from pathlib import Path
 from typing import Any
 
-from bundler.builtin.llamacpp import native
+from bundler.builtin.llamacpp import ggml, native
 from bundler.builtin.llamacpp.schemes import SCHEMES
+from tests import pretended_devices
 
 _LINE = re.compile(
     r"\[ *\d+/ *\d+\] (\S+) +- \[.*?\], type = +(\S+), size = +[\d.]+ MiB"
@@ -92,28 +94,44 @@ def _breakdown(context: Any) -> dict[str, list[int]]:
     return answer
 
 
-def breakdowns(arguments: dict[str, Any], report: Any) -> list[dict[str, list[int]]]:
-    """Open a model without (or with) allocating it, and return its memory in each cell."""
+def _open(arguments: dict[str, Any]) -> Any:
+    """Open a model; with `devices`, on as many accelerators that are not there."""
+    if arguments.get("devices"):
+        pretended_devices.register(arguments["devices"])
     llama = native.llama()
     parameters = llama.llama_model_default_params()
     parameters.no_alloc = not arguments.get("allocate", False)
     parameters.load_mode = 0
     parameters.use_extra_bufts = arguments.get("repack", False)
+    parameters.n_gpu_layers = arguments.get("gpu_layers", 0)
     model = llama.llama_model_load_from_file(arguments["path"].encode(), parameters)
     assert model, native.last_errors()
+    return model
+
+
+def _context(model: Any, cell: dict[str, Any]) -> Any:
+    llama = native.llama()
+    wanted = llama.llama_context_default_params()
+    wanted.n_seq_max = cell.get("parallel", 1)
+    wanted.n_ctx = cell["context_tokens"] * wanted.n_seq_max
+    wanted.n_batch = cell.get("batch_tokens", 512)
+    wanted.n_ubatch = cell.get("batch_tokens", 512)
+    wanted.type_k = wanted.type_v = _KV_TYPES[cell.get("kv_cache", "f16")]
+    wanted.flash_attn_type = 1 if cell.get("flash_attention", True) else 0
+    wanted.embeddings = cell.get("embeddings", False)
+    wanted.swa_full = False  # as llama.cpp's server has it
+    context = llama.llama_init_from_model(model, wanted)
+    assert context, native.last_errors()
+    return context
+
+
+def breakdowns(arguments: dict[str, Any], report: Any) -> list[dict[str, list[int]]]:
+    """Open a model without (or with) allocating it, and return its memory in each cell."""
+    llama = native.llama()
+    model = _open(arguments)
     answers = []
     for cell in arguments["cells"]:
-        wanted = llama.llama_context_default_params()
-        wanted.n_seq_max = cell.get("parallel", 1)
-        wanted.n_ctx = cell["context_tokens"] * wanted.n_seq_max
-        wanted.n_batch = cell.get("batch_tokens", 512)
-        wanted.n_ubatch = cell.get("batch_tokens", 512)
-        wanted.type_k = wanted.type_v = _KV_TYPES[cell.get("kv_cache", "f16")]
-        wanted.flash_attn_type = 1 if cell.get("flash_attention", True) else 0
-        wanted.embeddings = cell.get("embeddings", False)
-        wanted.swa_full = False  # as llama.cpp's server has it
-        context = llama.llama_init_from_model(model, wanted)
-        assert context, native.last_errors()
+        context = _context(model, cell)
         answers.append(_breakdown(context))
         llama.llama_free(context)
     llama.llama_model_free(model)
@@ -130,3 +148,119 @@ def quantize(arguments: dict[str, Any], report: Any) -> int:
     code = llama.llama_model_quantize(source, target, ctypes.byref(parameters))
     assert code == 0, native.last_errors()
     return int(code)
+
+
+class _Graph(ctypes.Structure):
+    """`struct ggml_cgraph` of ggml-impl.h, as far as its tensors."""
+
+    _fields_ = (
+        ("size", ctypes.c_int), ("node_count", ctypes.c_int), ("leaf_count", ctypes.c_int),
+        ("nodes", ctypes.POINTER(ctypes.c_void_p)), ("grads", ctypes.c_void_p),
+        ("grad_accs", ctypes.c_void_p), ("leaves", ctypes.POINTER(ctypes.c_void_p)),
+    )  # fmt: skip
+
+
+def graphs(arguments: dict[str, Any], report: Any) -> list[dict[str, Any]]:
+    """Return, for each cell, the very graph that llama.cpp sizes its compute buffer for.
+
+    Each tensor is [op, type, ne, nb, sources, view_of, flags, held, name], tensors by number.
+    """
+    llama = native.llama()
+    model = _open(arguments)
+    reserve = native.symbol(
+        "_Z19llama_graph_reserveP13llama_contextjjj", ctypes.POINTER(_Graph), ctypes.c_void_p,
+        ctypes.c_uint32, ctypes.c_uint32, ctypes.c_uint32,
+    )  # fmt: skip
+    answers = []
+    for cell in arguments["cells"]:
+        context = _context(model, cell)
+        if arguments.get("adapter"):
+            adapter = llama.llama_adapter_lora_init(model, arguments["adapter"].encode())
+            assert adapter, native.last_errors()
+            adapters, scales = (
+                (ctypes.c_void_p * 1)(ctypes.cast(adapter, ctypes.c_void_p)),
+                (ctypes.c_float * 1)(1.0),
+            )
+            use = native.symbol(
+                "llama_set_adapters_lora", ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p,
+                ctypes.c_size_t, ctypes.c_void_p,
+            )  # fmt: skip
+            assert use(context, adapters, 1, scales) == 0
+        tokens = min(llama.llama_n_ctx(context), llama.llama_n_ubatch(context))
+        users = cell.get("parallel", 1)
+        graph = reserve(context, tokens, users, tokens)[0]
+        answers.append({"memory": _breakdown(context), **_tensors_of(graph)})
+        llama.llama_free(context)
+    llama.llama_model_free(model)
+    return answers
+
+
+def _tensors_of(graph: Any) -> dict[str, Any]:
+    op_name = native.symbol("ggml_op_name", ctypes.c_char_p, ctypes.c_int)
+    type_name = native.symbol("ggml_type_name", ctypes.c_char_p, ctypes.c_int)
+    ggml.check_layout()
+    numbers: dict[int, int] = {}
+    tensors: list[list[Any]] = []
+
+    def add(address: int) -> int:
+        if address not in numbers:
+            tensor = ggml.tensor_at(address)
+            numbers[address] = len(tensors)
+            row: list[Any] = []
+            tensors.append(row)
+            sources = [add(source) for source in tensor.src if source]
+            view_of = add(tensor.view_src) if tensor.view_src else -1
+            row += [
+                op_name(tensor.op).decode(), type_name(tensor.type).decode().upper(),
+                list(tensor.ne), list(tensor.nb), sources, view_of, tensor.flags,
+                bool(tensor.buffer or tensor.data), tensor.name.decode(),
+            ]  # fmt: skip
+        return numbers[address]
+
+    nodes = [add(graph.nodes[index]) for index in range(graph.node_count)]
+    leaves = [add(graph.leaves[index]) for index in range(graph.leaf_count)]
+    return {"tensors": tensors, "nodes": nodes, "leaves": leaves}
+
+
+def proof_cache(arguments: dict[str, Any], report: Any) -> int:
+    """Return the cache of a context as proofs open it, for a model that is not allocated."""
+    from bundler.builtin.llamacpp.session import open_context, open_model
+
+    path = Path(arguments["path"])
+    with (
+        open_model(path, gpu=False, no_alloc=True, load_mode=0) as model,
+        open_context(
+            model, context_tokens=arguments["tokens"], micro_batch_tokens=512,
+            flash_attention="on",
+        ) as context,
+    ):  # fmt: skip
+        return sum(figures[1] for figures in _breakdown(context.pointer).values())
+
+
+def device_peak(arguments: dict[str, Any], report: Any) -> int:
+    """Load on the accelerator, fill every user's context, generate; return NVML's peak of it."""
+    from bundler.builtin.llamacpp.nvidia import gpu_meter
+    from bundler.builtin.llamacpp.session import open_context, open_model, require_full_offload
+
+    cell = arguments["cell"]
+    context_tokens, users = cell["context_tokens"], cell["parallel"]
+    with (
+        gpu_meter(wanted=True) as meter,
+        open_model(Path(arguments["path"]), gpu=True, load_mode=0) as model,
+        open_context(
+            model, context_tokens=context_tokens * users, sequences=users,
+            batch_tokens=cell["batch_tokens"], micro_batch_tokens=cell["batch_tokens"],
+            kv_cache=cell["kv_cache"], flash_attention="on",
+        ) as context,
+    ):  # fmt: skip
+        require_full_offload(model)
+        for user in range(users):
+            for first in range(0, context_tokens - 16, context.batch_tokens):
+                size = min(context.batch_tokens, context_tokens - 16 - first)
+                context.decode([1] * size, start=first, sequence=user)
+                meter.sample()
+            for position in range(context_tokens - 16, context_tokens):
+                context.decode([1], start=position, sequence=user)
+            meter.sample()
+        assert meter.source, "NVML does not see this process"
+        return int(meter.peak_bytes)

@@ -10,19 +10,26 @@ PACKAGE = Path(__file__).parents[1] / "bundler"
 # From the top of the house to its ground: a module may import those below it, and its own floor.
 FLOORS = """
 cli
-pipeline console
+key_commands repair_commands machine_commands
+doctor
+pipeline
 compose
-resolve execute
-seal transfer
-verify planner report bom gates starters parallel recipe_file
-download part choosing
+report drawing
+advice
+console
+resolve execute proving offering
+seal transfer verify media
+planning
+feedback bom gates starters parallel recipe_file recipe_schema recipe_places
+segments grouping layout download part solver
 builtin testing
 plugins
 hookspecs
 world
 store fingerprint
 manifest
-plan proof lock recipe
+plan proof lock recipe recipe_target
+machine
 hardware weights pacing
 events value errors
 __init__
@@ -39,10 +46,12 @@ HOMES = {
     "tokenizers": {"builtin.llamacpp"},
     "gguf": {"builtin.llamacpp"},
     "numpy": {"builtin.llamacpp"},
-    "pynvml": {"builtin.llamacpp"},
+    "pynvml": {"builtin.llamacpp", "machine"},
     "xllamacpp": {"builtin.runtimes"},
-    "typer": {"cli"},
-    "rich": {"cli", "console"},
+    "typer": {"cli", "key_commands", "repair_commands", "machine_commands"},
+    "minisign": {"media"},
+    "par2": {"media"},
+    "rich": {"cli", "console", "drawing", "key_commands", "repair_commands", "machine_commands"},
     "filelock": {"store"},
     "jinja2": {"report", "starters", "builtin.llamacpp", "station"},
     "tree_sitter": {"recipe_file"},
@@ -50,10 +59,13 @@ HOMES = {
     "pluggy": {"hookspecs", "plugins"},
     "starlette": {"station"},
     "uvicorn": {"station"},
-    "platformdirs": {"cli"},
+    "platformdirs": {"cli", "key_commands", "machine_commands"},
 }
 # What holds values only: importing any of these must not reach the world.
-VALUES = ("value", "errors", "events", "hardware", "recipe", "lock", "plan", "proof", "manifest")
+VALUES = (
+    "value", "errors", "events", "hardware", "recipe", "recipe_target", "lock", "plan", "proof",
+    "manifest",
+)  # fmt: skip
 EFFECTS = {"os", "subprocess", "socket", "urllib", "shutil", "tempfile", "httpx2", "threading"}
 
 MODULES = sorted(PACKAGE.rglob("*.py"))

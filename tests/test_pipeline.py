@@ -108,8 +108,9 @@ def test_without_a_lock_locked_refuses(tmp_path):
 
 def test_a_failed_gate_makes_the_planner_try_the_next_offer(tmp_path):
     plugin = fakes()
-    plugin.engine.kld_by_quant = {"half": 0.9, "tenth": 0.1}
-    built = run(tmp_path, plugin)
+    plugin.engine.speed_by_quant = {"half": 1.0, "tenth": 9.0}
+    recipe = RECIPE.replace("max_kld_mean = 0.5", "min_tokens_per_second = 5")
+    built = run(tmp_path, plugin, recipe)
     assert [choice.offer.quant for choice in built.plan.choices] == ["tenth"]
     assert plugin.engine.runs == ["quantize", "prove", "quantize", "prove"]
 
@@ -117,9 +118,10 @@ def test_a_failed_gate_makes_the_planner_try_the_next_offer(tmp_path):
 def test_when_no_offer_passes_the_build_stops_with_figure_and_limit(tmp_path):
     plugin = fakes()
     plugin.engine.kld_by_quant = {"half": 0.9, "tenth": 0.8}
-    with pytest.raises(ProofFailed, match=r"max_kld_mean: measured 0\.8.*limit is 0\.5") as caught:
+    with pytest.raises(ProofFailed, match=r"max_kld_mean: measured 0\.9.*limit is 0\.5") as caught:
         run(tmp_path, plugin)
-    assert len(caught.value.problems) == 1
+    assert [problem.message[:5] for problem in caught.value.problems] == ["try 1", "no ot"]
+    assert plugin.engine.runs == ["quantize", "prove"]  # what is predicted worse is not tried
     assert not (tmp_path / "dist").exists()
 
 
@@ -155,15 +157,16 @@ def test_a_plugin_can_object_to_a_plan_and_to_a_proof(tmp_path):
 
 def test_what_does_not_fit_is_refused_before_anything_is_fetched(tmp_path):
     plugin = fakes()
+    plugin.engine.cache_bytes_per_token = 1 << 30
     with pytest.raises(DoesNotFit, match="RAM"):
-        run(tmp_path, plugin, RECIPE.replace("1 GB", "1 KB"))
+        run(tmp_path, plugin)
     assert set(plugin.source.opened) <= {"weights!all.fake"}  # its header, for the lock
 
 
 def test_corpora_that_do_not_fit_the_stick_are_refused(tmp_path):
     recipe = RECIPE.replace('name = "fake"\n[target]', 'name = "fake"\nmax_size = "9 KB"\n[target]')
     without_models = recipe[: recipe.index("[models")] + recipe[recipe.index("[corpora") :]
-    with pytest.raises(DoesNotFit, match="bundle on disk"):
+    with pytest.raises(DoesNotFit, match=r"max_size.*25\.4 KiB too much"):
         run(tmp_path, recipe=without_models)
 
 

@@ -1,26 +1,20 @@
-"""The chooser against brute force, and what it says when nothing fits."""
+"""Plans: what is taken, in which order, and what is said when nothing fits."""
 
 from __future__ import annotations
 
-import itertools
-import random
 import re
-import time
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from bundler.builtin.llamacpp.offers import make_offers
 from bundler.builtin.targets import CATALOGUE
-from bundler.choosing import ROLE_WEIGHT, Limits, Wanted, choose
 from bundler.errors import DoesNotFit, RecipeError
 from bundler.hardware import Target
 from bundler.lock import Lock, LockedFile, LockedModel, Resolution
 from bundler.plan import FileInput, Memory, Offer, StepInput
-from bundler.planner import choose_target, make_plan
+from bundler.planning.planner import make_plan
+from bundler.planning.targeting import choose_target
 from bundler.recipe import ModelRequest, Recipe
 from tests.real_shapes import REPOSITORIES
 from tests.shapes import facts_of
@@ -48,124 +42,6 @@ def request(role: str = "chat", residency: str = "resident", **more: Any) -> Mod
     )
 
 
-# -- properties ------------------------------------------------------------------------------------
-
-OFFERS = st.lists(
-    st.builds(
-        offer,
-        memory=st.integers(0, 12), disk=st.integers(0, 6),
-        quality=st.integers(0, 20).map(lambda n: n / 8), quant=st.sampled_from("ABCDEF"),
-        host=st.integers(0, 3), gpu_layers=st.sampled_from([-1, -1, 0]),
-    ),
-    min_size=1, max_size=5,
-)  # fmt: skip
-MODELS = st.lists(
-    st.tuples(
-        OFFERS, st.sampled_from(sorted(ROLE_WEIGHT)), st.sampled_from(["resident", "on-demand"])
-    ),
-    min_size=1, max_size=4,
-)  # fmt: skip
-LIMITS = st.builds(
-    Limits,
-    vram_bytes=st.none() | st.integers(0, 30),
-    ram_bytes=st.integers(0, 30),
-    disk_bytes=st.none() | st.integers(0, 15),
-)
-
-
-def wanted_of(models: Sequence[tuple[list[Offer], str, str]]) -> list[Wanted]:
-    return [
-        Wanted(f"m{number}", request(role, residency), tuple(offers))
-        for number, (offers, role, residency) in enumerate(models)
-    ]
-
-
-def fits(wanted: Sequence[Wanted], picked: Sequence[Offer], limits: Limits) -> bool:
-    """Say again, in other words than the planner, what it means to fit."""
-    vram: dict[str, list[int]] = {"resident": [0], "on-demand": [0]}
-    ram: dict[str, list[int]] = {"resident": [0], "on-demand": [0]}
-    for want, chosen in zip(wanted, picked, strict=True):
-        on_card = limits.vram_bytes is not None and chosen.gpu_layers != 0
-        kind = want.request.residency
-        total = chosen.memory.total_bytes
-        vram[kind].append(total if on_card else 0)
-        ram[kind].append(chosen.memory.host_bytes if on_card else total)
-    needs = [sum(each["resident"]) + max(each["on-demand"]) for each in (vram, ram)]
-    disk = sum(chosen.disk_bytes for chosen in picked)
-    return (
-        (limits.vram_bytes is None or needs[0] <= limits.vram_bytes)
-        and needs[1] <= limits.ram_bytes
-        and (limits.disk_bytes is None or disk <= limits.disk_bytes)
-    )
-
-
-def damage(wanted: Sequence[Wanted], picked: Sequence[Offer]) -> float:
-    return sum(
-        ROLE_WEIGHT[want.request.role] * o.quality for want, o in zip(wanted, picked, strict=True)
-    )
-
-
-def least_damage(wanted: Sequence[Wanted], limits: Limits) -> float | None:
-    """Try every combination."""
-    combinations = itertools.product(*(want.offers for want in wanted))
-    return min(
-        (damage(wanted, picked) for picked in combinations if fits(wanted, picked, limits)),
-        default=None,
-    )
-
-
-@settings(max_examples=400, deadline=None)
-@given(MODELS, LIMITS)
-def test_the_choice_fits_and_no_combination_that_fits_is_better(models: Any, limits: Limits):
-    wanted = wanted_of(models)
-    best = least_damage(wanted, limits)
-    chosen = choose(wanted, limits)
-    if chosen is None:
-        assert best is None
-    else:
-        picked = [chosen[want.name] for want in wanted]
-        assert fits(wanted, picked, limits)
-        assert best == pytest.approx(damage(wanted, picked), abs=1e-9)
-
-
-@settings(max_examples=200, deadline=None)
-@given(MODELS, LIMITS, st.randoms(use_true_random=False))
-def test_the_order_of_offers_does_not_matter(models: Any, limits: Limits, chance: random.Random):
-    wanted = wanted_of(models)
-    shuffled = [
-        Wanted(want.name, want.request, tuple(chance.sample(want.offers, len(want.offers))))
-        for want in wanted
-    ]
-    first, second = choose(wanted, limits), choose(shuffled, limits)
-    assert (first is None) == (second is None)
-    if first and second:
-        for name, one in first.items():
-            two = second[name]
-            # What a person sees is the same; equal offers may differ in what the choice ignores.
-            assert (one.quality, one.memory.total_bytes, one.quant, one.kv_cache) == (
-                two.quality, two.memory.total_bytes, two.quant, two.kv_cache,
-            )  # fmt: skip
-
-
-@settings(max_examples=200, deadline=None)
-@given(MODELS, LIMITS, st.integers(0, 10), st.integers(0, 10), st.integers(0, 10))
-def test_more_room_never_makes_it_worse(
-    models: Any, limits: Limits, vram: int, ram: int, disk: int
-):
-    wanted = wanted_of(models)
-    wider = Limits(
-        vram_bytes=None if limits.vram_bytes is None else limits.vram_bytes + vram,
-        ram_bytes=limits.ram_bytes + ram,
-        disk_bytes=None if limits.disk_bytes is None else limits.disk_bytes + disk,
-    )
-    before, after = choose(wanted, limits), choose(wanted, wider)
-    if before is not None:
-        assert after is not None
-        assert damage(wanted, [after[w.name] for w in wanted]) <= 1e-9 + damage(
-            wanted, [before[w.name] for w in wanted]
-        )
-
-
 # -- plans -----------------------------------------------------------------------------------------
 
 
@@ -182,7 +58,7 @@ def plan_of(models: dict[str, Any], offers: dict[str, list[Offer]], target: Targ
     recipe = Recipe.model_validate(
         {
             "schema": 1,
-            "bundle": {"name": "b", **bundle},
+            "bundle": {"name": "b", "parity": 0, **bundle},
             "target": {"ram": "16 GB"},
             "models": {name: {"source": "path:x", **more} for name, more in models.items()},
             "corpora": {name: {"source": "path:x"} for name in corpora or {}},
@@ -195,21 +71,22 @@ def plan_of(models: dict[str, Any], offers: dict[str, list[Offer]], target: Targ
         models={n: LockedModel(resolution=resolution(), facts=facts) for n in models},
         corpora={name: resolution(size, "c.zim") for name, size in (corpora or {}).items()},
     )
-    return make_plan(recipe, lock, target, offers, runtime_formats=frozenset({"gguf"}))
+    formats = frozenset({"gguf"})
+    return make_plan(recipe, lock, {"": target}, {"": offers}, runtime_formats=formats)
 
 
 def test_models_that_take_turns_share_their_room():
     models = {"a": {"residency": "on-demand"}, "b": {"residency": "on-demand"}, "c": {}}
     offers = {"a": [offer(9 * GIB)], "b": [offer(8 * GIB)], "c": [offer(6 * GIB)]}
     plan = plan_of(models, offers)
-    (ram,) = [budget for budget in plan.budgets if budget.name == "RAM"]
+    (ram,) = [budget for budget in plan.all_budgets if budget.name == "RAM"]
     assert ram.used_bytes == 15 * GIB
 
 
 def test_what_stays_in_main_memory_counts_there_and_not_on_the_card():
     card = Target(name="card", accelerator="cuda", usable_vram_bytes=10 * GIB, ram_bytes=16 * GIB)
     plan = plan_of({"a": {}}, {"a": [offer(8 * GIB, host=3 * GIB)]}, card)
-    used = {budget.name: budget.used_bytes for budget in plan.budgets}
+    used = {budget.name: budget.used_bytes for budget in plan.all_budgets}
     assert (used["VRAM"], used["RAM"]) == (8 * GIB, 3 * GIB)
     with pytest.raises(DoesNotFit, match=r"1\.00 GiB too much"):
         plan_of({"a": {}}, {"a": [offer(8 * GIB, host=17 * GIB)]}, card)
@@ -220,7 +97,7 @@ def test_an_optional_model_that_does_not_fit_is_left_out_and_named():
     offers = {"a": [offer(9 * GIB)], "b": [offer(6 * GIB)], "c": [offer(5 * GIB)]}
     plan = plan_of(models, offers)
     assert [choice.model for choice in plan.choices] == ["a", "b"]
-    assert plan.notes == ("left out, since it does not fit: models.c",)
+    assert plan.tiers[0].notes == ("left out, since it does not fit: models.c",)
 
 
 def test_a_plan_that_cannot_fit_says_by_how_much_and_what_would_help():
@@ -330,38 +207,38 @@ def test_a_target_is_named_or_spelled_out_and_its_figures_can_be_overridden():
         )  # fmt: skip
 
 
-# -- speed -----------------------------------------------------------------------------------------
+# -- limits that contradict ------------------------------------------------------------------------
 
 
-def many(count: int, of_each: int, seed: int) -> list[Wanted]:
-    """Return models whose offers trade memory for quality in their own ways."""
-    chance = random.Random(seed)
-    found = []
-    for number in range(count):
-        size = chance.uniform(0.5, 15)
-        offers = tuple(
-            offer(
-                int(size * bits / 16 * GIB) + chance.randrange(GIB),
-                quality=2.0 ** (-bits) * chance.uniform(0.5, 2),
-                disk=int(size * bits / 16 * GIB),
-                quant=f"q{step}",
-            )
-            for step in range(of_each)
-            for bits in [2 + 14 * step / of_each]
-        )
-        residency = chance.choice(["resident", "on-demand"])
-        found.append(Wanted(f"m{number:02}", request(residency=residency), offers))
-    return found
+def refused(models: dict[str, Any], offers: dict[str, list[Offer]], **bundle: Any) -> str:
+    with pytest.raises(DoesNotFit) as caught:
+        plan_of(models, offers, **bundle)
+    return str(caught.value)
 
 
-@pytest.mark.parametrize("seed", range(2))
-@pytest.mark.parametrize("share", [0.2, 0.35, 0.6])
-def test_hard_choices_among_twenty_models_of_forty_offers_end_soon(seed: int, share: float):
-    wanted = many(20, 40, seed)
-    residents = [w for w in wanted if w.request.residency == "resident"]
-    largest = sum(max(o.memory.total_bytes for o in w.offers) for w in residents)
-    limits = Limits(vram_bytes=None, ram_bytes=int(largest * share), disk_bytes=None)
-    start = time.process_time()
-    choose(wanted, limits)
-    # Random figures are the hard case: real offers of twenty models take a quarter of a second.
-    assert time.process_time() - start <= 4.0
+def test_a_minimum_speed_that_no_offer_reaches_is_refused_with_the_fastest():
+    slow = offer(GIB).model_copy(update={"tokens_per_second": 7.5})
+    said = refused({"a": {"min_tokens_per_second": 20}}, {"a": [slow]})
+    assert said.startswith("models.a.min_tokens_per_second: 20 tokens/s cannot be reached on a box")
+    assert "at most 7.5" in said
+    assert "is not known" in refused({"a": {"min_tokens_per_second": 20}}, {"a": [offer(GIB)]})
+    plan = plan_of({"a": {"min_tokens_per_second": 5}}, {"a": [slow]})
+    assert plan.choices[0].offer.tokens_per_second == 7.5
+
+
+def test_an_accelerator_that_is_not_there_and_corpora_larger_than_the_stick_are_refused():
+    said = refused({"a": {"placement": "accelerator"}}, {"a": [offer(GIB)]})
+    assert said == "models.a.placement: a box has no accelerator"
+    said = refused({"a": {}}, {"a": [offer(GIB)]}, corpora={"w": 9 * GIB}, max_size=8 * GIB)
+    assert said.startswith("bundle.max_size: does not fit")
+    said = refused({"a": {}}, {"a": [offer(GIB, disk=9)]}, max_download=8)
+    assert said.startswith("bundle.max_download: does not fit")
+
+
+def test_models_stay_in_memory_or_take_turns_as_the_room_allows():
+    models = {"a": {"residency": "auto"}, "b": {"residency": "auto"}}
+    roomy = plan_of(models, {"a": [offer(8 * GIB)], "b": [offer(8 * GIB)]})
+    tight = plan_of(models, {"a": [offer(9 * GIB)], "b": [offer(8 * GIB)]})
+    assert [choice.residency for choice in roomy.choices] == ["resident", "resident"]
+    assert [choice.residency for choice in tight.choices] == ["on-demand", "on-demand"]
+    assert "takes turns: always in memory it would need" in tight.choices[0].reason

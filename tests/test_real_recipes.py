@@ -11,14 +11,17 @@ from pathlib import Path
 
 import pytest
 
+from bundler.advice.asking import NothingFits, explanation_of, plan_with_advice
 from bundler.builtin.runtimes.pinned import PYTHON_RELEASE, python_archive
 from bundler.errors import DoesNotFit, SourceError
 from bundler.lock import Lock
-from bundler.pipeline import make_lock, make_the_plan
+from bundler.offering import make_the_plan
+from bundler.pipeline import make_lock
 from bundler.plan import Plan
-from bundler.planner import choose_target
+from bundler.planning.targeting import choose_target
 from bundler.plugins import Plugins, load_plugins
-from bundler.recipe_file import parse_recipe, read_recipe, recipe_schema
+from bundler.recipe_file import parse_recipe, read_recipe
+from bundler.recipe_schema import recipe_schema
 from bundler.store import Store
 from bundler.testing.hub import TEST_TOKEN, SparseFile, TestHub
 from bundler.value import pretty_json
@@ -36,11 +39,11 @@ MIB = 1 << 20
 def hub() -> Iterator[TestHub]:
     with TestHub() as hub:
         put_up(hub)
-        _put_up_python(hub)
+        put_up_python(hub)
         yield hub
 
 
-def _put_up_python(hub: TestHub) -> None:
+def put_up_python(hub: TestHub) -> None:
     """Serve a release of ready-made Pythons, for the platforms that are not this one."""
     sums = ""
     for number, platform in enumerate(PLATFORMS):
@@ -125,22 +128,25 @@ def test_the_plan_of_a_real_recipe_is_the_one_on_record(
 ):
     plan = planned(name, locks, plugins)
     found = {
-        "budgets": {b.name: [b.used_bytes, b.limit_bytes] for b in plan.budgets},
+        "budgets": {b.name: [b.used_bytes, b.limit_bytes] for b in plan.all_budgets},
         "models": {
             choice.model: {
                 "quant": choice.offer.quant,
                 "kv_cache": choice.offer.kv_cache,
+                "gpu_layers": choice.offer.gpu_layers,
+                "residency": choice.residency,
+                "tokens_per_second": choice.offer.tokens_per_second,
                 "context_tokens": choice.offer.context_tokens,
-                "memory": choice.offer.memory.model_dump(),
+                "memory": choice.offer.memory.model_dump(mode="json"),
                 "disk_bytes": choice.offer.disk_bytes,
                 "reason": choice.reason,
             }
             for choice in plan.choices
         },
-        "notes": list(plan.notes),
+        "notes": [note for tier in plan.tiers for note in tier.notes] + list(plan.notes),
     }
     # What this machine's runtime weighs is not the recipe's business.
-    for budget in ("bundle on disk", "inputs", "peak build disk"):
+    for budget in ("bundle on disk", "download", "peak build disk"):
         del found["budgets"][budget]
     if os.environ.get("BUNDLER_UPDATE_GOLDEN"):
         golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
@@ -153,7 +159,7 @@ def test_every_chosen_file_fits_its_limits(
     name: str, locks: dict[str, tuple[Lock, int]], plugins: Plugins
 ):
     plan = planned(name, locks, plugins)
-    assert all(budget.fits for budget in plan.budgets), plan.budgets
+    assert all(budget.fits for budget in plan.all_budgets), plan.all_budgets
     recipe = read_recipe(ROOT / "recipes" / f"{name}.toml")
     for choice in plan.choices:
         assert choice.offer.context_tokens == recipe.models[choice.model].context_tokens
@@ -241,3 +247,36 @@ def test_recipes_begin_with_their_schema_and_for_whom_they_are(path: Path, plugi
 def test_the_schema_that_recipes_name_is_the_one_of_this_version():
     schema = json.loads((ROOT / "docs/recipe.schema.json").read_text())
     assert schema == recipe_schema()
+
+
+def test_the_doomsday_plan_is_explained_in_two_seconds(
+    locks: dict[str, tuple[Lock, int]], plugins: Plugins
+):
+    recipe = read_recipe(ROOT / "recipes/doomsday-24gb.toml")
+    start = time.process_time()
+    why = explanation_of(recipe, locks["doomsday-24gb"][0], plugins)
+    assert time.process_time() - start <= 2.0
+    assert why is not None
+    assert why.tightest is not None
+    assert why.tightest.limit == "VRAM"
+    assert {model.model for model in why.tiers[0].models} >= {"chat", "code", "embed"}
+
+
+def test_remedies_for_a_card_that_is_too_small_make_the_doomsday_recipe_fit(
+    locks: dict[str, tuple[Lock, int]], plugins: Plugins
+):
+    text = (ROOT / "recipes/doomsday-24gb.toml").read_text().replace('"22 GB"', '"11 GB"')
+    lock = locks["doomsday-24gb"][0]
+    with pytest.raises(NothingFits, match="does not fit") as caught:
+        plan_with_advice(parse_recipe(text.encode()), lock, plugins)
+    first, *_ = caught.value.remedies[""]
+    assert first.kind == "more-memory"
+    assert all(first.edits[0] in problem.hint for problem in caught.value.problems)
+    enough = 11 * 10**9 + first.more_bytes
+    for usable, fits in ((enough, True), (enough - 1, False)):
+        changed = parse_recipe(text.replace('"11 GB"', str(usable)).encode())
+        if fits:
+            assert make_the_plan(changed, lock, plugins).choices
+        else:
+            with pytest.raises(DoesNotFit):
+                make_the_plan(changed, lock, plugins)

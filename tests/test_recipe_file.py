@@ -6,7 +6,8 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from bundler.errors import RecipeError
-from bundler.recipe_file import find_places, parse_recipe, recipe_schema, starter_recipe
+from bundler.recipe_file import find_places, parse_recipe, starter_recipe
+from bundler.recipe_schema import recipe_schema
 
 BAD = Path(__file__).parent / "recipes"
 GOOD = b"""schema = 1

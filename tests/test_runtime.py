@@ -403,6 +403,37 @@ def test_an_old_processor_is_told_before_it_meets_an_unknown_instruction():
     assert serve_xllamacpp.linux_missing("processor : 0\nFeatures : asimd\n") == []
 
 
+def test_accelerators_are_listed_as_the_station_reads_them():
+    from bundler.station.probe import Device, read_devices
+
+    def device(name, sort, description=""):
+        return {"name": name, "description": description, "memory_free": 5, "memory_total": 9,
+                "type": f"GGML_BACKEND_DEVICE_TYPE_{sort}"}  # fmt: skip
+
+    found = serve_xllamacpp.accelerators([
+        device("CPU", "CPU"), device("BLAS", "ACCEL"), device("CUDA1", "GPU", "RTX 4090"),
+        device("MTL0", "GPU", "Apple M2"), device("Vulkan0", "IGPU", "Intel Graphics"),
+    ])  # fmt: skip
+    assert read_devices(json.dumps(found)) == (
+        Device("cuda", "RTX 4090", 5, 9), Device("metal", "Apple M2", 5, 9, shared=True),
+        Device("vulkan", "Intel Graphics", 5, 9, shared=True),
+    )  # fmt: skip
+
+
+def test_the_server_lists_what_this_machine_has():
+    from bundler.station.configuration import read_runtime
+    from bundler.station.probe import list_devices
+
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        (root / "runtime").mkdir()
+        (root / "runtime" / host_platform()).symlink_to(staged_runtime())
+        runtime = read_runtime(root, host_platform(), "xllamacpp")
+        found, notes = list_devices(runtime, root, host_platform())
+    assert notes == ()
+    assert found == ()  # the ready-made wheel for Linux drives no accelerator
+
+
 # -- start scripts -----------------------------------------------------------------------------------
 
 

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bundler.station.configuration import is_inside, read_bundle, read_runtime
+from bundler.station.configuration import read_bundle, read_runtime
+from bundler.station.fields import is_inside
 from bundler.station.problems import StationError
 
 GOOD = {
@@ -68,6 +69,53 @@ def test_all_problems_are_said_at_once_with_their_places(tmp_path):
         "station.json: runtimes: '../x' is not a name (a-z 0-9 . _ -)",
         "station.json: corpora: the name 'handbook' is used twice",
     )
+
+
+TIER = {"name": "cpu", "title": "Any", "accelerator": "none", "vram_bytes": 0, "ram_bytes": 5}
+
+
+def test_sets_of_models_are_read_and_told_apart(tmp_path):
+    big = {**TIER, "name": "big", "accelerator": "cuda", "vram_bytes": 7, "device_count": 2}
+    models = [{**GOOD["models"][0], "tier": "big"}, {**GOOD["models"][0], "tier": "cpu"},
+              {**GOOD["models"][0], "name": "words"}]  # fmt: skip
+    bundle = read_bundle(write(tmp_path, {**GOOD, "tiers": [big, TIER], "models": models}))
+    assert [(tier.name, tier.vram_bytes, tier.device_count) for tier in bundle.tiers] == [
+        ("big", 7, 2), ("cpu", 0, 1),
+    ]  # fmt: skip
+    assert [(m.name, m.tier) for m in bundle.for_tier("cpu").models] == [
+        ("chat", "cpu"), ("words", ""),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("tiers", "said"),
+    [
+        (7, "tiers: expected a list"),
+        ([7], "tiers[0]: expected an object"),
+        ([{**TIER, "name": "../x"}], "tiers[0].name: '../x' is not a name"),
+        ([{**TIER, "name": 7}], "tiers[0].name: expected a short text"),
+        ([{**TIER, "title": "x" * 5000}], "tiers[0].title: expected a short text"),
+        ([{**TIER, "accelerator": "<b>"}], "tiers[0].accelerator: '<b>' is not a name"),
+        ([{**TIER, "ram_bytes": -1}], "tiers[0].ram_bytes: expected a whole number"),
+        ([{**TIER, "vram_bytes": 2**70}], "tiers[0].vram_bytes: expected a whole number"),
+        ([{**TIER, "ram_bytes": True}], "tiers[0].ram_bytes: expected a whole number"),
+        ([{**TIER, "ram_bytes": "5 GB"}], "tiers[0].ram_bytes: expected a whole number"),
+        ([{**TIER, "device_count": 0}], "tiers[0].device_count: expected a whole number"),
+        ([TIER, TIER], "tiers: the name 'cpu' is used twice"),
+        ([TIER, {**TIER, "name": ""}], "tiers: one of several has no name"),
+        ([{**TIER, "name": f"t{n}"} for n in range(65)], "tiers: expected at most 64"),
+    ],
+)
+def test_a_hostile_set_of_models_is_named_and_refused(tmp_path, tiers, said):
+    assert f"station.json: {said}" in "\n".join(problems(tmp_path, {**GOOD, "tiers": tiers}))
+
+
+def test_a_model_of_no_known_set_and_two_of_one_name_are_refused(tmp_path):
+    model = GOOD["models"][0]
+    strange = {**GOOD, "tiers": [TIER], "models": [{**model, "tier": "gone"}]}
+    assert problems(tmp_path, strange) == ("station.json: models[0].tier: there is no tier 'gone'",)
+    twice = {**GOOD, "tiers": [TIER], "models": [{**model, "tier": "cpu"}, model]}
+    assert problems(tmp_path, twice) == ("station.json: models: the name 'chat' is used twice",)
 
 
 @pytest.mark.parametrize(

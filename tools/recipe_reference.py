@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bundler.recipe_file import recipe_schema
+from bundler.recipe_schema import recipe_schema
 from bundler.value import pretty_json
 
 OUTPUT = Path(__file__).resolve().parent.parent / "docs/recipes.md"
@@ -30,6 +30,7 @@ This page is written by `tools/recipe_reference.py` from the types that read a r
 """
 SECTIONS = [
     ("Recipe", ""), ("BundleOptions", "[bundle]"), ("TargetRequest", "[target]"),
+    ("TierRequest", "[tiers.<name>]"),
     ("ModelRequest", "[models.<name>]"), ("Gates", "[models.<name>.gates]"),
     ("CorpusRequest", "[corpora.<name>]"), ("SourceReference", "sources"),
     ("RuntimeOptions", "[runtime]"), ("VerifyOptions", "[verify]"),

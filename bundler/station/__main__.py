@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
 import sys
 import webbrowser
 from pathlib import Path
 from threading import Thread
+from typing import TYPE_CHECKING
 
 from bundler.station.configuration import Bundle, read_bundle, this_platform
 from bundler.station.problems import StationError
+
+if TYPE_CHECKING:
+    from bundler.station.probe import Machine
+    from bundler.station.tiers import Picked
 
 DEFAULT_PORT = 8765
 
@@ -21,6 +27,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         bundle = read_bundle(options.bundle)
+        if options.probe:
+            return show_machine(bundle, options)
         return run(bundle, options)
     except StationError as error:
         for problem in error.problems:
@@ -37,16 +45,19 @@ def run(bundle: Bundle, options: argparse.Namespace) -> int:
     from bundler.station.serving import Listen, Station, already_running, serve
     from bundler.station.status import instance_of
 
+    wish = _wish(bundle, options)
     listen = Listen(options.listen, options.port, _token(options))
-    if (
-        options.port
-        and not listen.beyond_this_machine
-        and already_running(options.port, instance_of(bundle))
-    ):
-        url = f"http://127.0.0.1:{options.port}/"
-        print(f"{bundle.title} is already open at {url}", flush=True)  # noqa: T201
-        _open(url, options.no_browser)
-        return 0
+    if options.port and not listen.beyond_this_machine:
+        running = already_running(options.port, instance_of(bundle))
+        if running is not None:
+            url = f"http://127.0.0.1:{options.port}/"
+            _check_same_tier(wish, running, url)
+            print(f"{bundle.title} is already open at {url}", flush=True)  # noqa: T201
+            _open(url, options.no_browser)
+            return 0
+    picked = pick_tier(bundle, options, wish)
+    if picked is not None:
+        bundle = bundle.for_tier(picked.tier.name)
 
     def announce(url: str, station: Station) -> None:
         print(f"{bundle.title} is open at {url}  (Ctrl-C ends it)", flush=True)  # noqa: T201
@@ -57,8 +68,64 @@ def run(bundle: Bundle, options: argparse.Namespace) -> int:
             )
         _open(url + (f"sign-in#token={listen.token}" if listen.token else ""), options.no_browser)
 
-    asyncio.run(serve(bundle, listen, options.platform, announce))
+    asyncio.run(serve(bundle, listen, options.platform, announce, picked))
     return 0
+
+
+def pick_tier(bundle: Bundle, options: argparse.Namespace, wish: str) -> Picked | None:
+    """Return which set of models this computer gets, and say so."""
+    from bundler.station.tiers import pick
+
+    if not bundle.tiers or not bundle.models:
+        return None
+    picked = pick(bundle.tiers, _machine(bundle, options), wish)
+    if picked is None:
+        return None
+    if picked.line:
+        others = [one.tier.name for one in picked.judged if one.tier is not picked.tier]
+        print(f"{picked.line} {_sentence(picked.own.reason)}", flush=True)  # noqa: T201
+        print(f"(--tier NAME takes another: {', '.join(others)})", flush=True)  # noqa: T201
+    for note in picked.notes:
+        _say(f"note: {note}")
+    if picked.warning:
+        _say(f"warning: {picked.warning}")
+    return picked
+
+
+def show_machine(bundle: Bundle, options: argparse.Namespace) -> int:
+    """Print what this computer can give, as `--machine` reads it."""
+    print(json.dumps(_machine(bundle, options).as_json(), indent=1))  # noqa: T201
+    return 0
+
+
+def _machine(bundle: Bundle, options: argparse.Namespace) -> Machine:
+    from bundler.station.probe import probe, read_machine
+
+    return read_machine(options.machine) if options.machine else probe(bundle, options.platform)
+
+
+def _wish(bundle: Bundle, options: argparse.Namespace) -> str:
+    """Return the tier that was asked for; a bundle for one kind of computer leaves the variable be."""
+    from bundler.station.tiers import named
+
+    several = any(tier.name for tier in bundle.tiers)
+    wish = str(options.tier or (os.environ.get("BUNDLER_TIER", "") if several else ""))
+    return named(bundle.tiers, wish).name if wish else ""
+
+
+def _check_same_tier(wish: str, running: dict[str, object], url: str) -> None:
+    """Refuse to open a running station as if it had the set of models that is asked for."""
+    tier = running.get("tier")
+    now = tier.get("name") if isinstance(tier, dict) else ""
+    if wish and wish != now:
+        raise StationError(
+            f"this bundle is already open at {url} with the models of {now or 'one set'!r}",
+            hint=f"Close that station first, then start again with --tier {wish}.",
+        )
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -73,6 +140,17 @@ def _parser() -> argparse.ArgumentParser:
         help="let other computers in at this address (needs --token)",
     )  # fmt: skip
     parser.add_argument("--token", default="", help="what other computers must know (12 or more)")
+    parser.add_argument(
+        "--tier", default="", metavar="NAME",
+        help="which set of models to use, in a bundle that has several (also: BUNDLER_TIER)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--probe", action="store_true", help="only print what this computer can give to models"
+    )
+    parser.add_argument(
+        "--machine", type=Path, metavar="FILE",
+        help="pick the set of models as the computer would that printed FILE with --probe",
+    )  # fmt: skip
     parser.add_argument("--platform", default=this_platform(), help="whose programs to start")
     return parser
 

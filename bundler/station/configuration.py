@@ -7,22 +7,19 @@ left alone: a newer builder may write more than this station knows.
 
 from __future__ import annotations
 
-import json
 import platform as machine
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bundler.station.problems import StationError
+from bundler.station.fields import Reader, is_variable, load_object
 
 SCHEMA_VERSION = 1
-LARGEST_JSON_BYTES = 4 * 2**20
-"""A real station.json has a few kilobytes; anything far beyond is not one."""
-_NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+MOST_TIERS = 64
+"""A recipe may name 16."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +39,25 @@ class ModelEntry:
     memory_bytes: int = 0
     gpu_layers: int = -1
     """Layers to put on an accelerator if there is one; -1 for all, 0 for none."""
+    tier: str = ""
+    """The tier it belongs to; empty for a model of all tiers."""
+
+
+@dataclass(frozen=True)
+class TierEntry:
+    """One kind of machine the bundle holds models for, and what they need there."""
+
+    name: str
+    """Empty in a bundle for one kind of machine."""
+    title: str
+    accelerator: str = "none"
+    """`none`, `cuda`, `rocm`, `vulkan`, `metal`: what the needs were planned for."""
+    vram_bytes: int = 0
+    """On the accelerator: the resident models, and the largest that takes turns."""
+    ram_bytes: int = 0
+    """In main memory, likewise."""
+    device_count: int = 1
+    """Accelerators that share `vram_bytes` evenly."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +86,12 @@ class Bundle:
     """Names of runtimes, the preferred one first."""
     questions: tuple[str, ...] = ()
     """Questions to offer on the empty page; when there are none, articles' titles are."""
+    tiers: tuple[TierEntry, ...] = ()
+    """Best first. Bundles of before there were tiers have none."""
+
+    def for_tier(self, name: str) -> Bundle:
+        """Return the bundle with the models of one tier, and those of all tiers, only."""
+        return replace(self, models=tuple(m for m in self.models if m.tier in ("", name)))
 
     def model_for(self, *roles: str) -> ModelEntry | None:
         """Return the first model with one of `roles`, in the order the roles are given."""
@@ -85,6 +107,8 @@ class RuntimeCommand:
     environment: Mapping[str, str] = field(default_factory=dict)
     health: str = "/health"
     api_key_environment: str = "BUNDLER_MODEL_KEY"
+    devices: tuple[str, ...] = ()
+    """What lists the accelerators it can use (see `probe`); empty when it can use none."""
 
 
 def this_platform() -> str:
@@ -106,10 +130,10 @@ def read_bundle(root: Path) -> Bundle:
 
     Raises StationError that names every wrong field.
     """
-    document = _load(
+    document = load_object(
         root / "station.json", "Is this the folder of a bundle? Give it with --bundle."
     )
-    reader = _Reader("station.json")
+    reader = Reader("station.json")
     if document.get("schema_version") != SCHEMA_VERSION:
         reader.say("schema_version", f"this station reads version {SCHEMA_VERSION} only")
     bundle = Bundle(
@@ -121,13 +145,39 @@ def read_bundle(root: Path) -> Bundle:
         corpora=tuple(_corpus(reader, *item) for item in reader.tables(document, "corpora")),
         runtimes=reader.names(document, "runtimes"),
         questions=reader.texts(document, "questions"),
+        tiers=tuple(_tier(reader, *item) for item in reader.tables(document, "tiers")),
     )
-    for kind in ("models", "corpora"):
-        names = [entry.name for entry in getattr(bundle, kind)]
-        for name in sorted({name for name in names if name and names.count(name) > 1}):
-            reader.say(kind, f"the name {name!r} is used twice")
+    _check_tiers(reader, bundle)
+    _check_names(reader, bundle)
     reader.finish("The bundle is damaged, or was made for another version. Check it with `verify`.")
     return bundle
+
+
+def _check_names(reader: Reader, bundle: Bundle) -> None:
+    """Models of two tiers may have one name: only one of them is ever served."""
+    sets = [bundle.for_tier(tier.name).models for tier in bundle.tiers] or [bundle.models]
+    twice = {name for models in sets for name in _doubled(models)}
+    for kind, names in (("models", twice), ("corpora", set(_doubled(bundle.corpora)))):
+        for name in sorted(names):
+            reader.say(kind, f"the name {name!r} is used twice")
+
+
+def _doubled(entries: tuple[ModelEntry, ...] | tuple[CorpusEntry, ...]) -> list[str]:
+    names = [entry.name for entry in entries]
+    return [name for name in names if name and names.count(name) > 1]
+
+
+def _check_tiers(reader: Reader, bundle: Bundle) -> None:
+    names = [tier.name for tier in bundle.tiers]
+    if len(names) > MOST_TIERS:
+        reader.say("tiers", f"expected at most {MOST_TIERS}")
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        reader.say("tiers", f"the name {name!r} is used twice")
+    if "" in names and len(names) > 1:
+        reader.say("tiers", "one of several has no name")
+    for index, model in enumerate(bundle.models):
+        if model.tier and model.tier not in names:
+            reader.say(f"models[{index}].tier", f"there is no tier {model.tier!r}")
 
 
 def read_runtime(root: Path, platform: str, name: str) -> RuntimeCommand | None:
@@ -138,11 +188,12 @@ def read_runtime(root: Path, platform: str, name: str) -> RuntimeCommand | None:
     path = root / "runtime" / platform / f"{name}.json"
     if not path.is_file():
         return None
-    document = _load(path, "The bundle is damaged. Check it with `verify`.")
-    reader = _Reader(f"runtime/{platform}/{name}.json")
+    document = load_object(path, "The bundle is damaged. Check it with `verify`.")
+    reader = Reader(f"runtime/{platform}/{name}.json")
     runtime = RuntimeCommand(
         name=name,
         command=reader.texts(document, "command"),
+        devices=reader.texts(document, "devices"),
         environment=reader.variables(document, "environment"),
         health=reader.text(document, "health", default="/health"),
         api_key_environment=reader.text(
@@ -153,13 +204,13 @@ def read_runtime(root: Path, platform: str, name: str) -> RuntimeCommand | None:
         reader.say("command", "empty; there is nothing to start")
     if not re.fullmatch(r"/[A-Za-z0-9/_.-]*", runtime.health):
         reader.say("health", "not a plain path such as /health")
-    if not _VARIABLE.fullmatch(runtime.api_key_environment):
+    if not is_variable(runtime.api_key_environment):
         reader.say("api_key_environment", "not a name of an environment variable")
     reader.finish("The bundle is damaged. Check it with `verify`.")
     return runtime
 
 
-def _model(reader: _Reader, where: str, table: Mapping[str, Any]) -> ModelEntry:
+def _model(reader: Reader, where: str, table: Mapping[str, Any]) -> ModelEntry:
     residency = reader.text(table, "residency", where, default="resident")
     if residency not in ("resident", "on-demand"):
         reader.say(f"{where}.residency", "expected 'resident' or 'on-demand'")
@@ -175,13 +226,23 @@ def _model(reader: _Reader, where: str, table: Mapping[str, Any]) -> ModelEntry:
         size_bytes=reader.number(table, "size_bytes", where, default=0),
         memory_bytes=reader.number(table, "memory_bytes", where, default=0),
         gpu_layers=reader.number(table, "gpu_layers", where, least=-1, default=-1),
+        tier=reader.name(table, "tier", where, default=""),
     )
 
 
-def _corpus(reader: _Reader, where: str, table: Mapping[str, Any]) -> CorpusEntry:
-    full_text = table.get("full_text", True)
-    if not isinstance(full_text, bool):
-        reader.say(f"{where}.full_text", "expected true or false")
+def _tier(reader: Reader, where: str, table: Mapping[str, Any]) -> TierEntry:
+    name = reader.name(table, "name", where, default="")
+    return TierEntry(
+        name=name,
+        title=reader.text(table, "title", where, default="") or name or "one kind of computer",
+        accelerator=reader.name(table, "accelerator", where, default="none"),
+        vram_bytes=reader.number(table, "vram_bytes", where),
+        ram_bytes=reader.number(table, "ram_bytes", where),
+        device_count=reader.number(table, "device_count", where, least=1, default=1),
+    )
+
+
+def _corpus(reader: Reader, where: str, table: Mapping[str, Any]) -> CorpusEntry:
     name = reader.name(table, "name", where)
     return CorpusEntry(
         name=name,
@@ -189,114 +250,5 @@ def _corpus(reader: _Reader, where: str, table: Mapping[str, Any]) -> CorpusEntr
         title=reader.text(table, "title", where, default="") or name,
         language=reader.text(table, "language", where, default=""),
         articles=reader.number(table, "articles", where, default=0),
-        full_text=bool(full_text),
+        full_text=reader.switch(table, "full_text", where, default=True),
     )
-
-
-def _load(path: Path, hint: str) -> Mapping[str, Any]:
-    try:
-        with path.open("rb") as file:
-            data = file.read(LARGEST_JSON_BYTES + 1)
-    except OSError as error:
-        raise StationError(
-            f"{path}: cannot be read: {error.strerror or error}", hint=hint
-        ) from error
-    if len(data) > LARGEST_JSON_BYTES:
-        raise StationError(f"{path}: larger than {LARGEST_JSON_BYTES:,} bytes", hint=hint)
-    try:
-        document = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise StationError(f"{path}: not JSON: {error}", hint=hint) from error
-    if not isinstance(document, dict):
-        raise StationError(f"{path}: expected an object at the top", hint=hint)
-    return document
-
-
-class _Reader:
-    """Takes fields out of JSON and collects every problem with its place."""
-
-    def __init__(self, file: str) -> None:
-        self.file = file
-        self.problems: list[str] = []
-
-    def say(self, where: str, what: str) -> None:
-        self.problems.append(f"{self.file}: {where}: {what}")
-
-    def finish(self, hint: str) -> None:
-        if self.problems:
-            raise StationError(self.problems, hint=hint)
-
-    def text(
-        self, table: Mapping[str, Any], key: str, where: str = "", default: str | None = None
-    ) -> str:
-        value = table.get(key, default)
-        if not isinstance(value, str) or len(value) > 4096:
-            self.say(_place(where, key), "missing" if value is None else "expected a short text")
-            return ""
-        return value
-
-    def name(self, table: Mapping[str, Any], key: str, where: str = "") -> str:
-        value = self.text(table, key, where)
-        if value and not _NAME.fullmatch(value):
-            self.say(_place(where, key), f"{value!r} is not a name (a-z 0-9 . _ -)")
-        return value
-
-    def path(self, table: Mapping[str, Any], key: str, where: str) -> str:
-        value = self.text(table, key, where)
-        if value and not is_inside(value):
-            self.say(_place(where, key), f"{value!r} is not a path inside the bundle")
-        return value
-
-    def number(
-        self, table: Mapping[str, Any], key: str, where: str, least: int = 0, default: int = 0
-    ) -> int:
-        value = table.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**60:
-            self.say(_place(where, key), f"expected a whole number of at least {least}")
-            return least
-        return value
-
-    def tables(self, table: Mapping[str, Any], key: str) -> list[tuple[str, Mapping[str, Any]]]:
-        value = table.get(key, [])
-        if not isinstance(value, list) or len(value) > 1000:
-            self.say(key, "expected a list")
-            return []
-        for index, item in enumerate(value):
-            if not isinstance(item, dict):
-                self.say(f"{key}[{index}]", "expected an object")
-        return [(f"{key}[{i}]", item) for i, item in enumerate(value) if isinstance(item, dict)]
-
-    def texts(self, table: Mapping[str, Any], key: str) -> tuple[str, ...]:
-        value = table.get(key, [])
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            self.say(key, "expected a list of texts")
-            return ()
-        return tuple(value)
-
-    def names(self, table: Mapping[str, Any], key: str) -> tuple[str, ...]:
-        values = self.texts(table, key)
-        for value in values:
-            if not _NAME.fullmatch(value):
-                self.say(key, f"{value!r} is not a name (a-z 0-9 . _ -)")
-        return values
-
-    def variables(self, table: Mapping[str, Any], key: str) -> Mapping[str, str]:
-        value = table.get(key, {})
-        if not isinstance(value, dict):
-            self.say(key, "expected an object")
-            return {}
-        for name, content in value.items():
-            if not _VARIABLE.fullmatch(name) or not isinstance(content, str) or "\0" in content:
-                self.say(f"{key}.{name}", "expected a variable's name and a text")
-        return {name: content for name, content in value.items() if isinstance(content, str)}
-
-
-def _place(where: str, key: str) -> str:
-    return f"{where}.{key}" if where else key
-
-
-def is_inside(path: str) -> bool:
-    """Whether `path` is a plain relative path with `/`, without `..`, drive or control characters."""
-    if not path or any(ord(c) < 32 or c in '\\:<>"|?*' for c in path):
-        return False
-    return all(part not in ("", ".", "..") for part in path.split("/"))

@@ -27,6 +27,7 @@ from bundler.station.page import Page
 from bundler.station.problems import StationError
 from bundler.station.shelf import Shelf
 from bundler.station.status import CHAT_ROLES, StatusLine
+from bundler.station.tiers import Picked
 
 HEAD_SECONDS = 10.0
 """A client that has not sent its request's head by then is hung up on (slow loris)."""
@@ -60,14 +61,16 @@ class Station:
     library: Library
 
 
-def assemble(bundle: Bundle, origins: Origins, platform: str, token: str = "") -> Station:
+def assemble(
+    bundle: Bundle, origins: Origins, platform: str, token: str = "", picked: Picked | None = None
+) -> Station:
     """Open the corpora and put the applications together; starts nothing."""
     library = Library(open_corpus(bundle.root, entry) for entry in bundle.corpora)
     fleet = Fleet(bundle, platform)
     shelf = Shelf()
     content = ContentApplication(library, shelf, origins)
     answerer = Answerer(library, fleet, fleet.first(CHAT_ROLES))
-    status = StatusLine(bundle, library, fleet)
+    status = StatusLine(bundle, library, fleet, picked)
     page = Page(bundle, library, fleet, answerer, content, shelf, status, token)
     return Station(origins, Guard(page.application(), origins, token), content, fleet, library)
 
@@ -132,22 +135,24 @@ def listening_socket(address: str, port: int) -> socket.socket:
     raise AssertionError("port 0 was tried")
 
 
-def already_running(port: int, instance: str) -> bool:
-    """Whether a station of the same bundle in the same place answers on `port`."""
+def already_running(port: int, instance: str) -> dict[str, Any] | None:
+    """Return the status of a station of the same bundle in the same place, if one is on `port`."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1.0)
     try:
         connection.request("GET", "/api/status")
         answer = json.loads(connection.getresponse().read(2**20))
-        return isinstance(answer, dict) and answer.get("instance") == instance
+        same = isinstance(answer, dict) and answer.get("instance") == instance
+        return answer if same else None
     except (OSError, ValueError, http.client.HTTPException):
-        return False
+        return None
     finally:
         connection.close()
 
 
 async def serve(
-    bundle: Bundle, listen: Listen, platform: str, announce: Callable[[str, Station], None]
-) -> None:
+    bundle: Bundle, listen: Listen, platform: str, announce: Callable[[str, Station], None],
+    picked: Picked | None = None,
+) -> None:  # fmt: skip
     """Serve until SIGINT or SIGTERM (or until cancelled); children are gone when this returns.
 
     `announce` is called once with the page's address when it can be opened.
@@ -155,7 +160,7 @@ async def serve(
     sockets = [listening_socket(listen.address, port) for port in (listen.port, 0)]
     ports = [one.getsockname()[1] for one in sockets]
     origins = Origins(ports[0], ports[1], any_address=listen.beyond_this_machine)
-    station = assemble(bundle, origins, platform, listen.token)
+    station = assemble(bundle, origins, platform, listen.token, picked)
     servers = [_server(app) for app in (station.page, station.content)]
     station.fleet.start()
     checking = asyncio.create_task(_check(station.library))

@@ -12,6 +12,7 @@ from bundler.station.fleet import Fleet
 from bundler.station.library import Library
 from bundler.station.models import ModelServer
 from bundler.station.problems import CorpusUnreadable
+from bundler.station.tiers import Picked
 
 CHAT_ROLES = ("chat", "code")
 EXAMPLES = 4
@@ -48,6 +49,8 @@ class Status:
     warnings: tuple[str, ...]
     models: tuple[dict[str, Any], ...]
     corpora: tuple[dict[str, Any], ...]
+    tier: dict[str, Any] | None = None
+    """Which set of models is served, why, and which others there are."""
 
     def as_json(self) -> dict[str, Any]:
         """Return it as the page's script gets it."""
@@ -56,14 +59,18 @@ class Status:
             "chat": self.chat, "chat_reason": self.chat_reason, "line": self.line,
             "warnings": list(self.warnings),
             "models": list(self.models), "corpora": list(self.corpora),
+            "tier": self.tier,
         }  # fmt: skip
 
 
 class StatusLine:
     """Makes snapshots, and example questions from what the corpora hold."""
 
-    def __init__(self, bundle: Bundle, library: Library, fleet: Fleet) -> None:
+    def __init__(
+        self, bundle: Bundle, library: Library, fleet: Fleet, picked: Picked | None = None
+    ) -> None:
         self.bundle, self.library, self.fleet = bundle, library, fleet
+        self.picked = picked
         self.instance = instance_of(bundle)
 
     def now(self) -> Status:
@@ -82,6 +89,7 @@ class StatusLine:
             warnings=tuple(self._warnings()),
             models=tuple(_model_row(server) for server in self.fleet.servers.values()),
             corpora=tuple(self._corpus_rows()),
+            tier=self.picked.as_json() if self.picked else None,
         )
 
     def examples(self) -> list[Example]:
@@ -110,11 +118,24 @@ class StatusLine:
     def _warnings(self) -> list[str]:
         if not (self.bundle.root / "station.json").is_file():
             return ["The drive with this bundle cannot be read. Put it back in, then start again."]
-        return [
+        return self._about_the_set() + [
             f"{corpus.entry.title}: {corpus.reason}." if corpus.available
             else f"{corpus.entry.title} is unavailable: {corpus.reason}."
             for corpus in self.library.corpora.values() if corpus.reason
         ]  # fmt: skip
+
+    def _about_the_set(self) -> list[str]:
+        """Say that the computer is small for the models, or which set to try when one failed."""
+        if self.picked is None:
+            return []
+        found = [self.picked.warning] if self.picked.warning else []
+        failed = [one.entry.name for one in self.fleet.servers.values() if one.state == "failed"]
+        if failed and self.picked.next_name:
+            found.append(
+                f"The model {failed[0]} did not start. The set made for smaller computers may: "
+                f"start again with --tier {self.picked.next_name}."
+            )
+        return found
 
     def _corpus_rows(self) -> list[dict[str, Any]]:
         return [

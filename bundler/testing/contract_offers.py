@@ -96,12 +96,15 @@ def _check_figures(offer: Offer, request: ModelRequest, who: str) -> None:
     }  # fmt: skip
     for name, value in figures.items():
         hold(value > 0 and math.isfinite(value), f"{who}: {name} is {value}")
-    parts = memory.model_dump()
+    parts = {n: v for n, v in memory.model_dump().items() if not isinstance(v, str)}
     devices = {f"by_device[{n}]": size for n, size in enumerate(parts.pop("by_device"))}
     shares = {**parts, **devices, "scratch_bytes": offer.scratch_bytes}
     for name, value in shares.items():
         hold(value >= 0, f"{who}: {name} is {value}")
     hold(math.isfinite(offer.quality), f"{who}: quality is {offer.quality}")
+    part = offer.kv_cache_quality
+    fits = 0 <= part <= offer.quality or part == 0
+    hold(fits, f"{who}: kv_cache_quality is {part}, of a quality of {offer.quality}")
     enough = offer.context_tokens >= request.context_tokens
     hold(enough, f"{who}: a context of {offer.context_tokens}, {request.context_tokens} were asked")
     hold(offer.parallel == request.parallel, f"{who}: for {offer.parallel} users at once")

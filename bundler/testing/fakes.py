@@ -79,7 +79,14 @@ class FakeEngine:
         self.runs: list[str] = []
         """Actions in the order in which they ran."""
         self.delay_seconds = 0.0
+        self.shares = {"half": 2, "tenth": 10}
+        """What it offers: quant → one byte in how many is kept."""
+        self.cache_bytes_per_token = 1
         self.kld_by_quant = {"half": 0.01, "tenth": 0.1}
+        self.speed_by_quant: dict[str, float] = {}
+        """Tokens per second that proofs measure; 1 where nothing is said."""
+        self.peak_by_quant: dict[str, int] = {}
+        """Peak memory that proofs measure; unknown where nothing is said."""
 
     def tool(self) -> str:
         """Return a constant: this engine never changes."""
@@ -103,11 +110,11 @@ class FakeEngine:
         self, request: ModelRequest, model: LockedModel, target: Target,
         texts: Mapping[str, Resolution],
     ) -> Sequence[Offer]:  # fmt: skip
-        """Offer half and a tenth of the bytes."""
+        """Offer each share of the bytes."""
         (file,) = model.resolution.files
         given = {"weights": {"sha256": file.sha256, "size_bytes": file.size_bytes}}
         offers = []
-        for quant, share in (("half", 2), ("tenth", 10)):
+        for quant, share in self.shares.items():
             if request.quant != ("auto",) and quant not in request.quant:
                 continue
             quantize = Step.model_validate({
@@ -124,8 +131,10 @@ class FakeEngine:
                 Offer(
                     engine=self.name, quant=quant, format="fake", kv_cache="f16",
                     context_tokens=request.context_tokens, parallel=request.parallel,
-                    memory=Memory(weights_bytes=size, kv_cache_bytes=request.context_tokens,
-                                  compute_bytes=0),
+                    memory=Memory(
+                        weights_bytes=size, compute_bytes=0,
+                        kv_cache_bytes=request.context_tokens * self.cache_bytes_per_token,
+                    ),
                     disk_bytes=size, scratch_bytes=0, bits_per_weight=16 / share,
                     quality=1 - 1 / share, steps=(quantize, prove),
                     output=StepInput(step="quantize", file="model.fake"),
@@ -148,10 +157,14 @@ class FakeEngine:
 
     def _proof(self, task: Task) -> dict[str, Any]:
         data = task.inputs["model"].read_bytes()
-        kld = self.kld_by_quant[task.parameters["quant"]]
+        quant = task.parameters["quant"]
+        kld, peak = self.kld_by_quant[quant], self.peak_by_quant.get(quant, 0)
         return {
             "model_sha256": hashlib.sha256(data).hexdigest(),
-            "device": {"kind": "cpu", "name": "fake"},
+            "device": {
+                "kind": "cpu", "name": "fake", "peak_memory_bytes": peak,
+                "peak_memory_source": "backend" if peak else "",
+            },
             "predicted_memory_bytes": len(data),
             "quality": {
                 "tokens": 1, "context_tokens": 1, "text_sha256": "0" * 64, "perplexity": 2.0,
@@ -160,7 +173,8 @@ class FakeEngine:
                 "top1_agreement": 1.0,
             },
             "speed": {
-                "prompt_tokens_per_second": 1.0, "generation_tokens_per_second": 1.0,
+                "prompt_tokens_per_second": 1.0,
+                "generation_tokens_per_second": self.speed_by_quant.get(quant, 1.0),
                 "prompt_tokens": 1, "generated_tokens": 1, "repeats": 1, "load_seconds": 0.0,
             },
             "sample_prompt": "", "sample_text": "",

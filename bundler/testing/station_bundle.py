@@ -154,12 +154,14 @@ def make_bundle(
     context_tokens: int = 1024,
     parallel: int = 1,
     command: Sequence[str] | None = None,
+    devices: Sequence[Mapping[str, Any]] | None = None,
     changes: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a bundle that the station can serve; `corpora` maps names to ZIM files.
 
     Without `corpora` it holds the small handbook. The model is the fake one unless `command` says
-    what to start. `changes` replaces keys of `station.json`.
+    what to start. The runtime lists `devices`, if there are any. `changes` replaces keys of
+    `station.json`.
     """
     root.mkdir(parents=True, exist_ok=True)
     if corpora is None:
@@ -169,7 +171,7 @@ def make_bundle(
         "name": "quickstart",
         "version": "1",
         "title": "Quickstart",
-        "models": [_model_entry(context_tokens, parallel)] if model else [],
+        "models": [model_entry(context_tokens, parallel)] if model else [],
         "corpora": [_corpus_entry(root, name, path) for name, path in corpora.items()],
         "runtimes": ["fake"] if model else [],
         **(changes or {}),
@@ -186,15 +188,21 @@ def make_bundle(
         ]  # fmt: skip
         environment = {"PYTHONPATH": str(Path(__file__).parents[2])}
         described = {"command": list(command), "environment": environment, "health": "/health"}
+        if devices is not None:
+            answer = json.dumps(list(devices))
+            described["devices"] = ["{python}", "-c", "import sys; print(sys.argv[1])", answer]
         (runtime / "fake.json").write_text(json.dumps(described), encoding="utf-8")
     return root
 
 
-def _model_entry(context_tokens: int, parallel: int) -> dict[str, Any]:
+def model_entry(
+    context_tokens: int = 1024, parallel: int = 1, **changes: str | int
+) -> dict[str, Any]:
+    """Return the fake model as `station.json` describes one; `changes` replaces keys of it."""
     return {
         "name": "chat", "role": "chat", "file": "models/chat.gguf", "quant": "Q4_K_M",
         "context_tokens": context_tokens, "parallel": parallel, "kv_cache": "f16",
-        "residency": "resident", "size_bytes": 4, "memory_bytes": 4,
+        "residency": "resident", "size_bytes": 4, "memory_bytes": 4, **changes,
     }  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from bundler.builtin.llamacpp import native
 from bundler.builtin.llamacpp.session import Context
+from bundler.errors import StepFailed
 
 _SYMBOL = "_Z26llama_get_memory_breakdownPK13llama_context"
 _LINE = re.compile(r"(\S+) +(model|KV|RS|compute|output) buffer size = +([\d.]+) MiB", re.MULTILINE)
@@ -54,16 +55,27 @@ class _Node(ctypes.Structure):
     )  # fmt: skip
 
 
-def memory_by_backend(context: Context) -> tuple[dict[str, Buffers], str]:
+def memory_by_backend(
+    context: Context, *, not_allocated: bool = False
+) -> tuple[dict[str, Buffers], str]:
     """Return what each backend holds for this context and its model, and how it is known.
 
-    The second value is `breakdown` (exact) or `log`.
+    The second value is `breakdown` (exact) or `log`. What is `not_allocated` only the breakdown
+    knows: the log then has no sizes of weights and cache.
+
+    Raises:
+        StepFailed: nothing is allocated and this build has no breakdown that can be read.
     """
     logged = from_log(context.model.log + context.log)
     if sys.platform == "linux" and native.has_symbol(_SYMBOL):
         exact = _walk(context)
-        if exact is not None and _agree(exact, logged):
+        if exact is not None and (not_allocated or _agree(exact, logged)):
             return exact, "breakdown"
+    if not_allocated:
+        raise StepFailed(
+            "this build of llama.cpp does not say what it would allocate",
+            hint="use llama-cpp-python 0.3.36 on Linux, or measure on such a machine",
+        )
     return logged, "log"
 
 

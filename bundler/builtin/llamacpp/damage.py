@@ -1,10 +1,11 @@
 """How much a quantization is expected to hurt: published measurements, as a prediction only.
 
 The figures are mean KL divergence to F16 in nats for Llama-3-8B on wikitext-2
-(`tools/perplexity/README.md` of llama.cpp, "LLaMA 3 8b Scoreboard"). Other models differ by a
-factor of two or three in both directions (Llama-2-7B loses 2.5 times less), the order does not:
-good enough to choose among offers for one model. What a model really lost is measured by its
-proof.
+(`tools/perplexity/README.md` of llama.cpp, "LLaMA 3 8b Scoreboard"), scaled to the size of the model
+at hand. Families differ by a factor of two or three in both directions (Llama-2-7B loses 2.5 times
+less than Llama-3-8B), which no header tells; the order of schemes does not. Good enough to choose
+among offers for one model, and to decide which of two models should have the memory. What a model
+really lost is measured by its proof, and replaces this (`bundler.feedback.measured`).
 """
 
 from __future__ import annotations
@@ -52,11 +53,41 @@ _CURVE = ((1.9, 2.25), (2.4, 0.81), (3.0, 0.40), (3.5, 0.20), (4.0, 0.084), (4.6
 _KV_CACHE = {"f16": 0.0, "q8_0": 0.0008, "q4_0": 0.004}
 
 
+# Larger models lose less at the same bits. From 7 to 70 billion parameters of Llama 2 the logarithm
+# of the perplexity's ratio to F16 falls by an exponent of 0.07 (Q4_K_M), 0.08 (Q2_K) and 0.18 (Q6_K;
+# both tables in tools/perplexity/README.md); from 0.8 (Qwen3.5, Q4_K_M with 0.0363 nats by its model
+# card) to 8 billion by 0.11. Sizes beyond those that were published count as the nearest of them.
+_SIZE_EXPONENT = 0.11
+_TABLE_PARAMETERS = 8.03e9
+_LEAST_PARAMETERS, _MOST_PARAMETERS = 0.5e9, 100e9
+
+
 def predicted_damage(
-    scheme: str, kv_cache: str, *, has_imatrix: bool, bits_per_weight: float
-) -> float:
-    """Return the predicted mean KL divergence in nats; comparable among offers for one model."""
-    return round(_weights_damage(scheme, has_imatrix, bits_per_weight) + _KV_CACHE[kv_cache], 6)
+    scheme: str, kv_cache: str, *, has_imatrix: bool, bits_per_weight: float,
+    parameters: float = _TABLE_PARAMETERS,
+) -> float:  # fmt: skip
+    """Return the predicted mean KL divergence in nats.
+
+    Args:
+        scheme: of the weights: `Q4_K_M`; one that is in no table is judged by its bits.
+        kv_cache: type of the cache.
+        has_imatrix: whether an importance matrix guides the rounding.
+        bits_per_weight: over the whole file.
+        parameters: how many weights the model has.
+    """
+    weights = _weights_damage(scheme, has_imatrix, bits_per_weight) * size_factor(parameters)
+    return round(weights + kv_cache_damage(kv_cache), 6)
+
+
+def kv_cache_damage(kv_cache: str) -> float:
+    """Return the part of the prediction that the cache's type costs; 0 for `f16`."""
+    return _KV_CACHE[kv_cache]
+
+
+def size_factor(parameters: float) -> float:
+    """Return how much more (or less) than the table's model one of this size is expected to lose."""
+    counted = min(max(parameters, _LEAST_PARAMETERS), _MOST_PARAMETERS)
+    return float((_TABLE_PARAMETERS / counted) ** _SIZE_EXPONENT)
 
 
 def _weights_damage(scheme: str, has_imatrix: bool, bits_per_weight: float) -> float:

@@ -21,6 +21,8 @@ JOBS = "bundler.builtin.llamacpp"
 CALIBRATION_WINDOW_TOKENS = 512
 """Window of llama-imatrix; longer ones cost more and change the sums little."""
 CALIBRATION_CHUNKS = 128
+DEVICES_SECONDS = 120.0
+"""A GPU driver that has to wake its devices takes up to half a minute."""
 
 
 class LlamaCppEngine:
@@ -31,6 +33,15 @@ class LlamaCppEngine:
     def tool(self) -> str:
         """Name the converter's version, llama.cpp's build, this CPU's instructions, the GPUs."""
         return _fingerprint()
+
+    def devices(self, environment: Mapping[str, str]) -> Mapping[str, Any]:
+        """Say what llama.cpp runs on here and how it was built, asked in a child process."""
+        return dict(
+            run_child(
+                f"{JOBS}.native:devices_job", {}, environment=environment,
+                timeout_seconds=DEVICES_SECONDS,
+            )
+        )  # fmt: skip
 
     def facts(
         self, resolution: Resolution, read: Callable[[LockedFile, int, int], bytes]

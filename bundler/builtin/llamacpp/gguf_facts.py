@@ -16,6 +16,7 @@ from bundler.weights.gguf import STRING, VALUE_TYPES
 _PART = re.compile(r"(?P<base>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
 MAX_COUNT = 1 << 31
 MAX_LAYERS = 1 << 12
+_ALSO_KEPT = ("tokenizer.ggml.token_type_count",)
 MAX_TEXT = 1 << 12
 """Longer texts (chat templates) are left out of the facts."""
 
@@ -170,6 +171,7 @@ def _facts(keys: _Keys, tensors: list[GgufTensor]) -> ModelFacts:
     head_dim = hidden // heads if heads else 0
     window, pattern, slides = _window(keys, layers)
     extra = _extra(keys, tensors) | ({"sliding_layers": slides} if slides else {})
+    _check_sizes(keys, tensors, hidden)
     return ModelFacts(
         format="gguf",
         architecture=keys.architecture,
@@ -192,6 +194,28 @@ def _facts(keys: _Keys, tensors: list[GgufTensor]) -> ModelFacts:
         tensors=tuple(TensorFact(name=t.name, type=t.type, shape=t.shape) for t in tensors),
         extra=extra,
     )
+
+
+def _check_sizes(keys: _Keys, tensors: list[GgufTensor], hidden: int) -> None:
+    """Hold what the header says of sizes to the tensors: llama.cpp would not load it otherwise."""
+    shapes = {tensor.name: tensor.shape for tensor in tensors}
+    problems = []
+    table = shapes.get("token_embd.weight")
+    if table and table[-1] != hidden:
+        problems.append(f"embedding_length is {hidden}, but token_embd.weight has {table[-1]}")
+    experts, used = keys.own("expert_count", 0), keys.own("expert_used_count", 0)
+    if used > experts:
+        problems.append(f"expert_used_count is {used} of {experts} experts")
+    held = {shape[0] for name, shape in shapes.items() if name.endswith("_exps.weight")}
+    if held and held != {experts}:
+        problems.append(f"expert_count is {experts}, but tensors hold {sorted(held)} experts")
+    if problems:
+        raise UnsafeInput(
+            [
+                Problem(f"the header contradicts the tensors: {problem}", keys.where)
+                for problem in problems
+            ]
+        )
 
 
 def _vocabulary(keys: _Keys, tensors: list[GgufTensor]) -> int:
@@ -236,6 +260,7 @@ def _extra(keys: _Keys, tensors: list[GgufTensor]) -> dict[str, Any]:
         small = not isinstance(value, str) or len(value) <= MAX_TEXT
         if key.startswith(prefix) and not isinstance(value, GgufArray) and small:
             hyperparameters[key.removeprefix(prefix)] = value
+    kept = _header_fields(keys)
     types: dict[str, int] = {}
     for tensor in tensors:
         types[tensor.type] = types.get(tensor.type, 0) + 1
@@ -246,4 +271,26 @@ def _extra(keys: _Keys, tensors: list[GgufTensor]) -> dict[str, Any]:
         "tokenizer": keys.header.metadata.get("tokenizer.ggml.model", "none"),
         "has_chat_template": "tokenizer.chat_template" in keys.header.metadata,
         "parts": keys.count("split.count", 1),
+        "header_fields": kept,
     }
+
+
+def _header_fields(keys: _Keys) -> dict[str, Any]:
+    """Return the architecture's own fields with their types: where a model's memory cannot be
+    computed, llama.cpp is asked with these.
+    """
+    found: dict[str, Any] = {}
+    for key, value in keys.header.metadata.items():
+        if not key.startswith(f"{keys.architecture}.") and key not in _ALSO_KEPT:
+            continue
+        if key == f"{keys.architecture}.vocab_size":
+            continue
+        number = keys.header.value_types[key]
+        if not isinstance(value, GgufArray):
+            found[key] = [VALUE_TYPES[number], value]
+        elif value.element_type != STRING and len(value) <= MAX_LAYERS:
+            numbers = list(value)
+            if any(isinstance(n, float) and not math.isfinite(n) for n in numbers):
+                raise keys.fail(key, "finite numbers")
+            found[key] = [VALUE_TYPES[value.element_type], numbers]
+    return found

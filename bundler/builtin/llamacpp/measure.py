@@ -63,6 +63,8 @@ def _context_settings(arguments: Mapping[str, Any]) -> dict[str, Any]:
         # llama.cpp refuses a quantized value cache without flash attention.
         "flash_attention": "auto" if kv_cache == "f16" else "on",
         "batch_tokens": min(BATCH_TOKENS, context_tokens * users),
+        # As servers have it and the plan counts it, whatever the vocabulary.
+        "micro_batch_tokens": min(BATCH_TOKENS, context_tokens * users),
     }
     if _embeds(arguments):
         # Without causal attention a text must go through in one piece.
@@ -80,13 +82,15 @@ def _measured(
 ) -> dict[str, Any]:  # fmt: skip
     context_tokens, gpu = int(arguments["context_tokens"]), bool(arguments["gpu"])
     notes: list[str] = []
+    filled = False
     if _embeds(arguments):
         speed, sample = time_embedding(model, context, str(arguments["prompt"]), context_tokens)
     else:
         speed = time_generation(model, context, context_tokens, report)
         sample = sample_text(model, context, str(arguments["prompt"]), context_tokens, notes)
         if gpu:
-            _fill(model, context, context_tokens, int(arguments["parallel"]), meter, notes)
+            users = int(arguments["parallel"])
+            filled = _fill(model, context, context_tokens, users, meter, notes)
     meter.sample()
     buffers, how = memory_by_backend(context)
     backend_bytes = _on_device({name: b.total for name, b in buffers.items()}, gpu=gpu)
@@ -99,6 +103,7 @@ def _measured(
         "backend_bytes": backend_bytes,
         "buffers": {name: list(figures) for name, figures in buffers.items()},
         "buffers_source": how,
+        "context_filled": filled,
         "resident_bytes": psutil.Process().memory_info().rss,
         "speed": {**speed, "load_seconds": round(load_seconds, 3)},
         "threads": usable_threads(model.path),
@@ -132,8 +137,11 @@ def _on_device(bytes_by_backend: Mapping[str, int], *, gpu: bool) -> int:
 def _fill(
     model: Model, context: Context, context_tokens: int, users: int, meter: GpuMeter,
     notes: list[str],
-) -> None:  # fmt: skip
-    """Fill every user's context on the accelerator: some of its memory is taken only in use."""
+) -> bool:  # fmt: skip
+    """Fill every user's context on the accelerator: some of its memory is taken only in use.
+
+    Returns whether there was time for all of it.
+    """
     deadline = time.monotonic() + _FILL_SECONDS
     rng = np.random.default_rng(1)
     context.clear()
@@ -144,8 +152,9 @@ def _fill(
                     f"memory was measured with {user * context_tokens + first} of "
                     f"{users * context_tokens} tokens in use (stopped after {_FILL_SECONDS:.0f} s)"
                 )
-                return
+                return False
             size = min(context.batch_tokens, context_tokens - first)
             words = [int(word) for word in rng.integers(0, model.vocabulary, size)]
             context.decode(words, start=first, sequence=user)
             meter.sample()
+    return True

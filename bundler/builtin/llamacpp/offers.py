@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from bundler.builtin.llamacpp.damage import predicted_damage
-from bundler.builtin.llamacpp.memory import NO_CACHE, Run, Weights, place_weights, run_memory
+from bundler.builtin.llamacpp.damage import kv_cache_damage, predicted_damage
+from bundler.builtin.llamacpp.memory import NO_CACHE
 from bundler.builtin.llamacpp.offer_steps import (
     Building,
     Texts,
@@ -15,6 +15,7 @@ from bundler.builtin.llamacpp.offer_steps import (
     proof_step,
     published_files,
 )
+from bundler.builtin.llamacpp.placements import GENERATING, Placed, placed_ways
 from bundler.builtin.llamacpp.schemes import SCHEMES, UNQUANTIZED
 from bundler.builtin.llamacpp.types import (
     Inventory,
@@ -27,19 +28,16 @@ from bundler.builtin.llamacpp.types import (
 from bundler.errors import BundlerError, DoesNotFit, Problem, RecipeError
 from bundler.hardware import Target
 from bundler.lock import LockedModel, ModelFacts, Resolution, TensorFact
-from bundler.plan import FileInput, Memory, Offer, Step, StepInput
+from bundler.plan import FileInput, Offer, Step, StepInput
 from bundler.recipe import ModelRequest
 from bundler.weights.ggml_types import BY_NAME
 
-GENERATING = ("chat", "code")
 AUTO_SCHEMES = ("Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "Q4_K_S", "IQ4_XS", "Q3_K_M",
                 "Q3_K_S", "Q2_K")  # fmt: skip
 """What `auto` tries for chat and code beside the unquantized model. K-quants cover the range;
 IQ4_XS fills the gap under Q4_K_S. Below Q2_K models break more often than they help."""
 AUTO_SMALL_SCHEMES = ("Q8_0",)
 """What `auto` tries for embedders, rerankers and drafts, whose errors nobody sees."""
-MICRO_BATCH_TOKENS = 512
-"""`n_ubatch` of llama.cpp's server when nobody says otherwise."""
 # Schemes whose rounding is not guided by an importance matrix (`ggml_quantize_chunk` ignores it).
 _UNGUIDED = frozenset({"Q8_0", "TQ1_0", "TQ2_0", "MXFP4_MOE", "Q1_0", "Q2_0"}) | UNQUANTIZED
 # Tokenizer and settings in a GGUF header: 61 bytes for each token of Llama 3 with its merges, the
@@ -86,7 +84,7 @@ class _Way:
     scheme: str
     guided: bool
     """Whether an importance matrix is made for it."""
-    weights: Weights
+    types: Mapping[str, str]
     file_bytes: int
     bits_per_weight: float
 
@@ -100,48 +98,54 @@ def _built_offers(
     caches = _kv_caches(request, model.facts)
     published = published_files(model)
     offers: list[Offer] = []
-    for way in _ways(request, inventory, target):
+    for way in _ways(request, inventory):
         building = Building(request, way.scheme, guided=way.guided, stored=inventory.stored)
         steps = making_steps(building, published, texts)
         scratch_bytes = converted_bytes + (_IMATRIX_BYTES if way.guided else 0)
         offers += [
-            _built_offer(building, model.facts, target, texts, way, steps, kv_cache).model_copy(
+            _built_offer(building, model.facts, texts, way, steps, placed).model_copy(
                 update={"scratch_bytes": scratch_bytes if building.last == "quantize" else 0}
             )
-            for kv_cache in caches
+            for placed in placed_ways(request, model.facts, way.types, caches, target)
         ]
     return offers
 
 
 def _built_offer(
-    building: Building, facts: ModelFacts, target: Target, texts: Texts, way: _Way,
-    steps: tuple[Step, ...], kv_cache: str,
+    building: Building, facts: ModelFacts, texts: Texts, way: _Way, steps: tuple[Step, ...],
+    placed: Placed,
 ) -> Offer:  # fmt: skip
     request = building.request
-    memory = _memory(request, facts, target, way.weights, kv_cache)
     built = StepInput(step=building.last, file="model.gguf")
     reference = StepInput(step="convert", file="model.gguf")
-    prove = proof_step(request, texts, kv_cache, memory, built, reference=reference)
+    prove = proof_step(request, texts, placed.kv_cache, placed.memory, built, reference=reference)
     return Offer(
         engine="llama.cpp",
         quant=way.scheme,
         format="gguf",
-        kv_cache=kv_cache,
+        kv_cache=placed.kv_cache,
         context_tokens=request.context_tokens,
         parallel=request.parallel,
-        memory=memory,
+        memory=placed.memory,
         disk_bytes=way.file_bytes,
         scratch_bytes=0,
         bits_per_weight=round(way.bits_per_weight, 4),
         quality=predicted_damage(
-            way.scheme, kv_cache, has_imatrix=way.guided, bits_per_weight=way.bits_per_weight
+            way.scheme,
+            placed.kv_cache,
+            has_imatrix=way.guided,
+            bits_per_weight=way.bits_per_weight,
+            parameters=facts.parameters,
         ),
+        kv_cache_quality=kv_cache_damage(placed.kv_cache),
+        gpu_layers=placed.gpu_layers,
+        tokens_per_second=placed.tokens_per_second,
         steps=(*steps, prove),
         output=built,
     )
 
 
-def _ways(request: ModelRequest, inventory: Inventory, target: Target) -> list[_Way]:
+def _ways(request: ModelRequest, inventory: Inventory) -> list[_Way]:
     """Return the schemes to offer with the types each one means for this model."""
     facts = inventory.facts
     asked = _asked_schemes(request, inventory)
@@ -160,9 +164,8 @@ def _ways(request: ModelRequest, inventory: Inventory, target: Target) -> list[_
                 )
             )
         else:
-            weights = place_weights(facts, choice.types, gpu_layers=-1, target=target)
             bits = tensors_bytes(facts, choice.types) * 8 / facts.parameters
-            found.append(_Way(scheme, guided, weights, _file_bytes(facts, choice.types), bits))
+            found.append(_Way(scheme, guided, choice.types, _file_bytes(facts, choice.types), bits))
     if not found:
         raise RecipeError(problems)
     return found
@@ -249,21 +252,23 @@ def _ready_offers(
             f"{', '.join(request.quant)}",
             hint='quant = "auto" takes the file as it comes',
         )
+    types = {tensor.name: tensor.type for tensor in model.facts.tensors}
     file = FileInput(sha256=files[0].sha256, size_bytes=files[0].size_bytes)
     return [
-        _ready_offer(request, model, target, texts, quant, kv_cache, file)
-        for kv_cache in _kv_caches(request, model.facts)
+        _ready_offer(request, model, texts, quant, placed, file)
+        for placed in placed_ways(
+            request, model.facts, types, _kv_caches(request, model.facts), target
+        )
     ]
 
 
 def _ready_offer(
-    request: ModelRequest, model: LockedModel, target: Target, texts: Texts, quant: str,
-    kv_cache: str, file: FileInput,
+    request: ModelRequest, model: LockedModel, texts: Texts, quant: str, placed: Placed,
+    file: FileInput,
 ) -> Offer:  # fmt: skip
     facts = model.facts
     types = {tensor.name: tensor.type for tensor in facts.tensors}
-    weights = place_weights(facts, types, gpu_layers=-1, target=target)
-    memory = _memory(request, facts, target, weights, kv_cache)
+    kv_cache, memory = placed.kv_cache, placed.memory
     bits = tensors_bytes(facts, types) * 8 / facts.parameters
     return Offer(
         engine="llama.cpp",
@@ -276,7 +281,12 @@ def _ready_offer(
         disk_bytes=file.size_bytes,
         scratch_bytes=0,
         bits_per_weight=round(bits, 4),
-        quality=predicted_damage(quant, kv_cache, has_imatrix=True, bits_per_weight=bits),
+        quality=predicted_damage(
+            quant, kv_cache, has_imatrix=True, bits_per_weight=bits, parameters=facts.parameters
+        ),
+        kv_cache_quality=kv_cache_damage(kv_cache),
+        gpu_layers=placed.gpu_layers,
+        tokens_per_second=placed.tokens_per_second,
         steps=(proof_step(request, texts, kv_cache, memory, file, reference=None),),
         output=file,
     )
@@ -320,23 +330,3 @@ def _kv_caches(request: ModelRequest, facts: ModelFacts) -> list[str]:
             hint='kv_cache = "f16"',
         )
     return [request.kv_cache]
-
-
-def _memory(
-    request: ModelRequest, facts: ModelFacts, target: Target, weights: Weights, kv_cache: str
-) -> Memory:
-    run = Run(
-        context_tokens=request.context_tokens,
-        parallel=request.parallel,
-        kv_cache=kv_cache,
-        batch_tokens=micro_batch_tokens(request),
-        flash_attention=True,
-    )
-    return run_memory(facts, weights, run, gpu_layers=-1, target=target)
-
-
-def micro_batch_tokens(request: ModelRequest) -> int:
-    """Return the micro batch: a text to embed or to rank must be in one as a whole."""
-    if request.role in ("embed", "rerank"):
-        return max(MICRO_BATCH_TOKENS, request.context_tokens)
-    return MICRO_BATCH_TOKENS

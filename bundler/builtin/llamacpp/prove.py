@@ -131,6 +131,7 @@ def _settings(
         "backend_memory_bytes": int(measured["backend_bytes"]),
         "backend_memory_source": str(measured["buffers_source"]),
         "resident_memory_bytes": int(measured["resident_bytes"]),
+        "context_filled": bool(measured["context_filled"]),
     }
 
 

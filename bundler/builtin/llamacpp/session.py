@@ -233,6 +233,8 @@ def open_context(
     given.n_threads = given.n_threads_batch = threads or usable_threads(model.path)
     given.type_k = given.type_v = _KV_TYPES[kv_cache]
     given.flash_attn_type = _FLASH[flash_attention]
+    # llama.h's default keeps the full context for layers that see only a window; servers do not.
+    given.swa_full = False
     for name, value in parameters.items():
         setattr(given, name, value)
     with native.listening() as said:

@@ -5,6 +5,10 @@ Started by the station as a child, once for each model, with nothing but the bun
     python serve_xllamacpp.py --model FILE --port PORT --context-tokens N --parallel N
         --kv-cache f16|q8_0|q4_0 --role chat|code|draft|embed|rerank --gpu-layers N --threads N
 
+    python serve_xllamacpp.py --list-devices
+
+prints the accelerators it can use as one line of JSON: kind, name, free_bytes, total_bytes, shared.
+
 It listens on 127.0.0.1 only, answers only those who know the key in `BUNDLER_MODEL_KEY`, and ends
 when its parent does. `GET /health` answers when the model is loaded.
 
@@ -16,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import json
 import os
 import platform
 import sys
@@ -45,6 +50,8 @@ def fail(code: int, message: str, hint: str) -> NoReturn:
 
 def main(words: Sequence[str] | None = None) -> NoReturn:
     """Check everything that can be checked, then serve until the parent is gone."""
+    if (sys.argv[1:] if words is None else list(words)) == ["--list-devices"]:
+        list_devices()
     wish = parse(words)
     key = os.environ.pop(KEY, "")
     if len(key) < 16:
@@ -60,6 +67,43 @@ def main(words: Sequence[str] | None = None) -> NoReturn:
         )
     watch_parent(os.getppid())
     serve(wish, key)
+
+
+def list_devices() -> NoReturn:
+    """Print what models could run on beside the processor, and end."""
+    listed = []
+    if not missing_processor_features():
+        sys.path.insert(0, str(Path(__file__).resolve().parent / "site"))
+        import xllamacpp
+
+        listed = accelerators(xllamacpp.get_device_info())
+    sys.stdout.write(json.dumps(listed) + "\n")
+    sys.stdout.flush()
+    raise SystemExit(0)
+
+
+def accelerators(found: Sequence[Any]) -> list[dict[str, Any]]:
+    """Return llama.cpp's devices as the station reads them; the processor is none of them.
+
+    Their names are a word of the backend and a number: `CUDA0`, `ROCm0`, `Vulkan0`, `MTL0`.
+    """
+    kinds = {"CUDA": "cuda", "ROCm": "rocm", "Vulkan": "vulkan", "MTL": "metal", "Metal": "metal"}
+    listed = []
+    for device in found:
+        sort = getattr(device["type"], "name", str(device["type"])).rpartition("_")[2]
+        if sort in ("GPU", "IGPU"):
+            word = str(device["name"]).rstrip("0123456789")
+            kind = kinds.get(word, word.lower() or "other")
+            listed.append(
+                {
+                    "kind": kind,
+                    "name": str(device["description"] or device["name"])[:200],
+                    "free_bytes": int(device["memory_free"]),
+                    "total_bytes": int(device["memory_total"]),
+                    "shared": sort == "IGPU" or kind == "metal",
+                }
+            )
+    return listed
 
 
 def parse(words: Sequence[str] | None) -> argparse.Namespace:

@@ -31,7 +31,7 @@ from bundler.builtin.runtimes.portable_python import (
 )
 from bundler.builtin.runtimes.standalone import interpreter_path, stage_standalone
 from bundler.errors import LockError, RecipeError, StepFailed
-from bundler.hardware import Platform
+from bundler.hardware import Accelerator, Platform
 from bundler.hookspecs import Task
 from bundler.lock import LockedFile, Resolution
 from bundler.store import hash_file
@@ -50,6 +50,7 @@ DESCRIPTION = {
         "--kv-cache", "{kv_cache}", "--role", "{role}", "--gpu-layers", "{gpu_layers}",
         "--threads", "{threads}",
     ],
+    "devices": ["{python}", "{runtime}/serve_xllamacpp.py", "--list-devices"],
     "environment": {},
     "health": "/health",
     "api_key_environment": "BUNDLER_MODEL_KEY",
@@ -71,6 +72,10 @@ class XllamacppRuntime:
     name = "xllamacpp"
     formats: frozenset[str] = frozenset({"gguf"})
     platforms: frozenset[Platform] = frozenset(get_args(Platform))
+    # The wheels of the package index: Metal in those for macOS, the processor alone in the others.
+    accelerators: Mapping[Platform, frozenset[Accelerator]] = {
+        "macos-arm64": frozenset({"metal"}), "macos-x86_64": frozenset({"metal"}),
+    }  # fmt: skip
 
     def tool(self) -> str:
         """Fingerprint of what shapes the copy; what is copied is the lock's revision."""

@@ -1,0 +1,1 @@
+"""Why a plan is as it is, what more would buy, what makes a recipe fit. Pure but for `asking`."""

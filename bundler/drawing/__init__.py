@@ -1,0 +1,1 @@
+"""Plans as people see them: text, bars and SVG."""

@@ -1,0 +1,1 @@
+"""What proofs measured, and what later plans make of it. Pure."""

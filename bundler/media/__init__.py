@@ -1,0 +1,1 @@
+"""What touches the stick: signatures, and who is believed."""

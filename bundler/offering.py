@@ -1,0 +1,188 @@
+"""Asks every engine what it offers, holds that against what was measured, and plans. No effects."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+
+from bundler.errors import BundlerError, DoesNotFit, Problem
+from bundler.feedback.measured import informed
+from bundler.feedback.measurements import known_of
+from bundler.feedback.ruling import Ruling, rule
+from bundler.hardware import Target
+from bundler.hookspecs import Engine
+from bundler.lock import Lock
+from bundler.plan import Offer, OfferKey, Plan, place_of
+from bundler.planning.planner import make_plan
+from bundler.planning.targeting import target_notes
+from bundler.planning.tiers import tier_notes, tier_targets
+from bundler.plugins import Plugins
+from bundler.proving import NothingLeft
+from bundler.recipe import Recipe
+
+Allows = Callable[[OfferKey], bool]
+Rulings = Mapping[str, Mapping[str, Ruling]]
+"""Tier → model → what may be chosen."""
+_Offers = Mapping[str, Mapping[str, Sequence[Offer]]]
+
+
+def every_offer(key: OfferKey) -> bool:
+    """Allow whatever is offered."""
+    return True
+
+
+def make_the_plan(
+    recipe: Recipe, lock: Lock, plugins: Plugins, allows: Allows = every_offer
+) -> Plan:
+    """Ask every engine for offers and choose. Needs no network, no GPU and no llama.cpp.
+
+    Args:
+        recipe: what is wanted.
+        lock: what it is made from, and what was measured.
+        plugins: who offers, and who may object.
+        allows: tells whether an offer may be taken at all.
+
+    Raises:
+        DoesNotFit: nothing fits, or a plugin objects.
+        NothingLeft: something would, had it not been measured to fail its gates.
+    """
+    targets = tier_targets(recipe, plugins.targets)
+    warned = target_notes(recipe.targets, plugins.targets)
+    ruled = rulings(recipe, lock, plugins, targets, allows)
+    formats = frozenset(
+        format_
+        for name in recipe.runtime.use
+        for format_ in plugins.named(plugins.runtimes, name, "runtime").formats
+    )
+    fixed = sum(runtime.staged_bytes or runtime.size_bytes for runtime in lock.runtimes.values())
+    plan = _best(
+        lambda offers: make_plan(
+            recipe, lock, targets, offers, runtime_formats=formats, fixed_bytes=fixed
+        ),
+        ruled,
+    )
+    objections = plugins.review_plan(plan)
+    if objections:
+        raise DoesNotFit(objections)
+    runtimes = [plugins.named(plugins.runtimes, name, "runtime") for name in recipe.runtime.use]
+    drives = [getattr(runtime, "accelerators", None) for runtime in runtimes]
+    warned = (*warned, *tier_notes(plan, recipe.bundle.platforms, drives))
+    return plan.model_copy(update={"notes": (*plan.notes, *warned, *_notes(ruled))})
+
+
+# -- offers ----------------------------------------------------------------------------------------
+
+
+def rulings(
+    recipe: Recipe, lock: Lock, plugins: Plugins, targets: Mapping[str, Target],
+    allows: Allows = every_offer,
+) -> Rulings:  # fmt: skip
+    """Return for each machine and model what may be chosen, with what was measured of it."""
+    return {
+        tier: {
+            name: _ruling(tier, name, recipe, lock, target, plugins, allows)
+            for name in recipe.models_of(tier)
+        }
+        for tier, target in targets.items()
+    }
+
+
+def _ruling(
+    tier: str, name: str, recipe: Recipe, lock: Lock, target: Target, plugins: Plugins,
+    allows: Allows,
+) -> Ruling:  # fmt: skip
+    request = recipe.models[name]
+    engine = plugins.named(plugins.engines, request.engine, "engine")
+    known = known_of(lock, name, request.role, asked_tokens=recipe.verify.tokens)
+    found = engine.offers(request, lock.models[name], target, lock.texts)
+    ruling = rule(informed(found, known, target), known, request.gates, _tool_here(engine))
+    ruling = ruling.of(lambda offer: allows(OfferKey.of(offer, name, tier)))
+    if found and not ruling.allowed and not request.optional:
+        raise NothingLeft(
+            _problems(tier, name, ruling)
+            or [Problem("every offer failed its proof", place_of(name, tier))]
+        )
+    return ruling
+
+
+def _tool_here(engine: Engine) -> Callable[[], str]:
+    """Return who tells what an engine is made of on this machine; asked at most once."""
+
+    @functools.cache
+    def ask() -> str:
+        try:
+            return engine.tool()
+        except BundlerError:
+            # Plans are made without llama.cpp too. Where it cannot run, nothing was measured by it.
+            return ""
+
+    return ask
+
+
+# -- the plan --------------------------------------------------------------------------------------
+
+
+def _best(make: Callable[[_Offers], Plan], ruled: Rulings) -> Plan:
+    """Plan with offers that can be hoped to pass; with all that are left where that is too few."""
+    hopeful, allowed = hopeful_offers(ruled), allowed_offers(ruled)
+    try:
+        try:
+            return make(hopeful)
+        except DoesNotFit:
+            if hopeful == allowed:
+                raise
+            return make(allowed)
+    except DoesNotFit as error:
+        failures = [
+            problem
+            for tier, models in ruled.items()
+            for name, ruling in models.items()
+            for problem in _problems(tier, name, ruling)
+        ]
+        if not failures:
+            raise
+        raise NothingLeft([*failures, *error.problems]) from error
+
+
+def hopeful_offers(ruled: Rulings) -> _Offers:
+    """Return the offers that nothing measured speaks against; all that are left where none is so."""
+    return {
+        tier: {name: ruling.hopeful or ruling.allowed for name, ruling in models.items()}
+        for tier, models in ruled.items()
+    }
+
+
+def allowed_offers(ruled: Rulings) -> _Offers:
+    """Return all offers that were not ruled out."""
+    return {
+        tier: {name: ruling.allowed for name, ruling in models.items()}
+        for tier, models in ruled.items()
+    }
+
+
+def _problems(tier: str, name: str, ruling: Ruling) -> list[Problem]:
+    """Say what was measured to fail, and what would let it in again."""
+    return [
+        Problem(
+            f"{failure} was measured and does not pass",
+            place_of(name, tier),
+            "loosen the gate, allow other `quant`, or, if the measurement was a fault, remove it "
+            "from `measured` in the lock",
+        )
+        for failure in ruling.failures
+    ]
+
+
+def _notes(ruled: Rulings) -> list[str]:
+    """Say which offers the plan leaves out for what was measured."""
+    return [
+        f"{place_of(name, tier)}: left out, since measured: {failure}"
+        for tier, models in ruled.items()
+        for name, ruling in models.items()
+        for failure in ruling.failures
+    ] + [
+        f"{place_of(name, tier)}: {ruling.dropped} more left out: they are predicted to do no better"
+        for tier, models in ruled.items()
+        for name, ruling in models.items()
+        if ruling.dropped
+    ]

@@ -1,0 +1,1 @@
+"""From recipe, lock, targets and offers to a plan. Pure."""

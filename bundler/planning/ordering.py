@@ -1,0 +1,81 @@
+"""The steps of a plan, in order. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+
+from bundler.lock import Lock, LockedFile, Resolution
+from bundler.plan import Choice, FileInput, Step, StepInput
+from bundler.recipe import Recipe, VerifyOptions
+
+
+def ordered_steps(recipe: Recipe, lock: Lock, choices: Iterable[Choice]) -> tuple[Step, ...]:
+    """Return every step: models of all machines, then corpora, then runtimes."""
+    return (
+        *_model_steps(choices, recipe.verify),
+        *_corpus_steps(recipe, lock),
+        *_runtime_steps(lock),
+    )
+
+
+def _model_steps(choices: Iterable[Choice], verify: VerifyOptions) -> list[Step]:
+    """Return the steps of all models with full names; proofs get what `[verify]` says of them.
+
+    A model of several machines has steps for each; equal ones have equal keys and are done once.
+    """
+    asked = {"require": verify.require, "tokens": verify.tokens}
+    steps: list[Step] = []
+    for choice in choices:
+        prefix = choice.step_prefix
+        for step in choice.offer.steps:
+            inputs = {
+                name: StepInput(step=prefix + given.step, file=given.file)
+                if isinstance(given, StepInput)
+                else given
+                for name, given in step.inputs.items()
+            }
+            parameters = {**step.parameters, **(asked if step.action == "prove" else {})}
+            update = {"name": prefix + step.name, "inputs": inputs, "parameters": parameters}
+            steps.append(step.model_copy(update=update))
+    return steps
+
+
+def file_inputs(files: Iterable[LockedFile]) -> dict[str, FileInput]:
+    """Return locked files as inputs of a step, under their own paths."""
+    return {f.path: FileInput(sha256=f.sha256, size_bytes=f.size_bytes) for f in files}
+
+
+def _corpus_steps(recipe: Recipe, lock: Lock) -> list[Step]:
+    return [
+        Step(
+            name=f"corpora/{name}",
+            plugin=f"corpus:{corpus.kind}",
+            action="build",
+            inputs=file_inputs(lock.corpora[name].files),
+            parameters={
+                "name": name,
+                "title": corpus.title or name,
+                "language": corpus.language,
+                "creator": corpus.creator,
+                "description": corpus.description,
+                "licence": corpus.licence or lock.corpora[name].licence,
+                "date": datetime.fromtimestamp(lock.created, UTC).date().isoformat(),
+            },
+        )
+        for name, corpus in sorted(recipe.corpora.items())
+    ]
+
+
+def _runtime_steps(lock: Lock) -> list[Step]:
+    def step(label: str, resolution: Resolution) -> Step:
+        name, _, platform = label.rpartition("/")
+        return Step(
+            name=f"runtimes/{label}",
+            plugin=f"runtime:{name}",
+            action="stage",
+            inputs=file_inputs(resolution.files),
+            parameters={"platform": platform, "revision": resolution.revision},
+        )
+
+    return [step(label, resolution) for label, resolution in sorted(lock.runtimes.items())]

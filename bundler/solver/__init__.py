@@ -1,0 +1,1 @@
+"""Chooses one option for each model under limits that all share, exactly. Pure."""

@@ -1,0 +1,89 @@
+"""Finds the best way to keep all limits at once. Pure.
+
+For each model on each machine exactly one option is taken: an offer of its engine, either always in
+memory or taking turns. What is taken must keep every limit, and of all that does, the one with the
+least damage is found; `search` proves that it is the least. The order in which plugins answer
+cannot matter: everything is sorted first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from bundler.solver.decision import (
+    DAMAGE_UNITS,
+    ROLE_WEIGHT,
+    Decision,
+    Limit,
+    Option,
+    Settlement,
+    Solution,
+    Wanted,
+)
+from bundler.solver.search import find_best
+
+
+def solve(decision: Decision) -> Solution | None:
+    """Return the choice of least damage that keeps every limit; None when there is none."""
+    if any(not want.options for want in decision.wanted):
+        return None
+    tiers = decision.tiers
+    if len(tiers) < 2:
+        return find_best(decision)
+    # Each machine alone first: most often the best of each fit the stick together.
+    alone = []
+    for tier in tiers:
+        found = find_best(decision.of_tier(tier))
+        if found is None:
+            return None
+        alone.append(found)
+    together = _together(decision, alone)
+    if not decision.broken(decision.used(together.chosen)):
+        return together
+    return find_best(decision, floor=together.damage - together.gap)
+
+
+def _together(decision: Decision, parts: Iterable[Solution]) -> Solution:
+    parts = list(parts)
+    found = {key: option for part in parts for key, option in part.chosen.items()}
+    return Solution(
+        {want.key: found[want.key] for want in decision.wanted},
+        sum(part.damage for part in parts),
+        sum(part.gap for part in parts),
+    )
+
+
+def settle(decision: Decision) -> Settlement | None:
+    """Solve; leave out optional models, the last ones first, before giving up.
+
+    A machine whose own memory is too small gives up its own; where only what all share is too
+    small, the last machine gives up first.
+    """
+    left_out: list[tuple[str, str]] = []
+    while True:
+        solution = solve(decision)
+        if solution is not None:
+            return Settlement(solution, decision, tuple(left_out))
+        loser = _first_to_go(decision)
+        if loser is None:
+            return None
+        left_out.append(loser.key)
+        decision = decision.without(loser.name, loser.tier)
+
+
+def _first_to_go(decision: Decision) -> Wanted | None:
+    for tier in decision.tiers:
+        optional = [w for w in decision.wanted if w.tier == tier and w.optional]
+        if len(decision.tiers) > 1 and solve(decision.of_tier(tier)) is None:
+            return optional[-1] if optional else None
+    for tier in reversed(decision.tiers):
+        optional = [w for w in decision.wanted if w.tier == tier and w.optional]
+        if optional:
+            return optional[-1]
+    return None
+
+
+__all__ = [
+    "DAMAGE_UNITS", "ROLE_WEIGHT", "Decision", "Limit", "Option", "Settlement", "Solution",
+    "Wanted", "settle", "solve",
+]  # fmt: skip

@@ -1,0 +1,432 @@
+"""Keys and signatures: what is believed, what is refused, and what minisign itself says."""
+
+import json
+import shutil
+import subprocess
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bundler import key_commands
+from bundler.errors import TrustError, UnsafeInput
+from bundler.hardware import Target
+from bundler.manifest import Manifest
+from bundler.media import keys, signature
+from bundler.media.judging import judge
+from bundler.media.keyring import Keyring, hear, revoke, trust
+from bundler.seal import Layout, seal
+from bundler.store import Store
+from bundler.value import pretty_json
+from bundler.verify import verify_bundle
+from bundler.world import World
+from tests.demo import bundler
+
+needs_minisign = pytest.mark.skipif(shutil.which("minisign") is None, reason="needs minisign")
+
+
+def no_password():
+    raise AssertionError("nobody should be asked")
+
+
+def manifest_of(name="home", version="1", created=1_000):
+    return Manifest(
+        name=name, version=version, title="", created=created, builder="bundler test",
+        target=Target(name="pc", ram_bytes=1), platforms=("linux-x86_64",),
+        recipe_sha256="0" * 64, lock_sha256="0" * 64, models=(), corpora=(), step_keys={}, files=(),
+    )  # fmt: skip
+
+
+class Maker:
+    """Somebody who signs bundles."""
+
+    def __init__(self, folder, password=""):
+        self.folder = folder
+        self.password = password
+        self.key = keys.new_key(folder, password, "me")
+
+    def bundle(self, root, **what):
+        root.mkdir(parents=True, exist_ok=True)
+        manifest = manifest_of(**what)
+        data = pretty_json(manifest).encode()
+        secret = keys.open_secret_key(self.folder, lambda: self.password)
+        files = keys.side_files(manifest, data, secret, keys.read_ring(self.folder))
+        for name, content in {"manifest.json": data, **files}.items():
+            (root / name).write_bytes(content)
+        return root
+
+
+def judged(root, folder, **options):
+    data = (root / "manifest.json").read_bytes()
+    manifest = Manifest.model_validate_json(data)
+    return keys.judge_bundle(root, data, manifest, folder, **options)
+
+
+@pytest.fixture
+def maker(tmp_path):
+    return Maker(tmp_path / "maker")
+
+
+@pytest.fixture
+def reader(tmp_path, maker):
+    folder = tmp_path / "reader"
+    keys.write_ring(folder, trust(Keyring(), maker.key.public_key, "my sister"))
+    return folder
+
+
+def test_a_bundle_of_a_trusted_maker_is_believed(maker, reader, tmp_path):
+    verdict = judged(maker.bundle(tmp_path / "b"), reader)
+    assert verdict.key.key_id == maker.key.key_id
+    assert verdict.claim.name == "home"
+
+
+@needs_minisign
+def test_minisign_verifies_our_signature(maker, tmp_path):
+    root = maker.bundle(tmp_path / "b")
+    done = subprocess.run(
+        ["minisign", "-Vm", root / "manifest.json", "-P", maker.key.public_key, "-Q"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("bundler home version:1 created:1000 sha256:")
+
+
+@needs_minisign
+def test_we_verify_what_minisign_signed(tmp_path):
+    public, secret = tmp_path / "k.pub", tmp_path / "k.key"
+    subprocess.run(["minisign", "-GWfp", public, "-s", secret], check=True, capture_output=True)
+    data = tmp_path / "manifest.json"
+    data.write_bytes(b"{}")
+    subprocess.run(
+        ["minisign", "-SHm", data, "-s", secret, "-t", "of minisign"], check=True,
+        capture_output=True,
+    )  # fmt: skip
+    signed = (tmp_path / "manifest.json.minisig").read_bytes()
+    key = signature.read_public_key(public.read_text())
+    assert signature.check(b"{}", signed, key) == "of minisign"
+    assert signature.signer(signed) == signature.key_id(key)
+    assert signature.key_id(key) in public.read_text()
+
+
+@needs_minisign
+def test_minisign_signs_with_our_secret_key(maker, tmp_path):
+    data = tmp_path / "x"
+    data.write_bytes(b"x")
+    subprocess.run(
+        ["minisign", "-Sm", data, "-s", maker.folder / "signing.key"], check=True,
+        capture_output=True,
+    )  # fmt: skip
+    key = signature.read_public_key(maker.key.public_key)
+    signature.check(b"x", (tmp_path / "x.minisig").read_bytes(), key)
+
+
+def test_the_secret_key_is_for_its_owner_alone(maker):
+    assert (maker.folder / "signing.key").stat().st_mode & 0o077 == 0
+
+
+def test_a_key_is_never_replaced_by_a_new_one(maker):
+    before = (maker.folder / "signing.key").read_bytes()
+    with pytest.raises(UnsafeInput, match="already"):
+        keys.new_key(maker.folder, "")
+    assert (maker.folder / "signing.key").read_bytes() == before
+
+
+def test_a_key_with_a_password_needs_it(tmp_path):
+    maker = Maker(tmp_path / "m", password="tea")
+    maker.bundle(tmp_path / "b")
+    with pytest.raises(TrustError, match="wrong password"):
+        keys.open_secret_key(maker.folder, lambda: "coffee")
+    assert b"tea" not in (maker.folder / "signing.key").read_bytes()
+
+
+# -- part F of the fault catalogue: attacks on trust ---------------------------------------------
+
+
+def test_f1_changed_content_with_every_checksum_made_anew_is_refused(maker, reader, tmp_path):
+    root = maker.bundle(tmp_path / "b")
+    changed = (root / "manifest.json").read_bytes().replace(b"bundler test", b"bundler TEST")
+    (root / "manifest.json").write_bytes(changed)
+    with pytest.raises(TrustError, match="does not belong to these bytes"):
+        judged(root, reader)
+
+
+def test_f2_a_missing_signature_is_refused(maker, reader, tmp_path):
+    root = maker.bundle(tmp_path / "b")
+    (root / "manifest.json.minisig").unlink()
+    with pytest.raises(TrustError, match="not signed") as caught:
+        judged(root, reader)
+    assert "--unsigned" in caught.value.problems[0].hint
+
+
+def test_f2_an_unknown_key_is_refused_by_its_id(reader, tmp_path):
+    stranger = Maker(tmp_path / "stranger")
+    with pytest.raises(TrustError, match=f"key {stranger.key.key_id}, which is not known"):
+        judged(stranger.bundle(tmp_path / "b"), reader)
+
+
+def test_f2_the_same_key_id_with_another_key_is_refused(maker, reader, tmp_path):
+    import minisign
+
+    forged = minisign.KeyPair.generate().secret_key
+    forged._keynum_sk.key_id[:] = bytes.fromhex(maker.key.key_id)[::-1]
+    forged._update_checksum()
+    root = maker.bundle(tmp_path / "b")
+    data = (root / "manifest.json").read_bytes()
+    claim = signature.read_claim(
+        signature.check(
+            data, (root / "manifest.json.minisig").read_bytes(),
+            signature.read_public_key(maker.key.public_key),
+        )
+    )  # fmt: skip
+    (root / "manifest.json.minisig").write_bytes(signature.sign(data, claim, forged))
+    with pytest.raises(TrustError, match="does not belong"):
+        judged(root, reader)
+    with pytest.raises(TrustError, match="another key with the id"):
+        trust(keys.read_ring(reader), forged.get_public_key().to_base64().decode())
+
+
+def test_f3_a_signature_of_another_bundle_is_refused(maker, reader, tmp_path):
+    home, away = maker.bundle(tmp_path / "a"), maker.bundle(tmp_path / "b", name="away")
+    shutil.copy(away / "manifest.json.minisig", home)
+    with pytest.raises(TrustError, match="does not belong"):
+        judged(home, reader)
+
+
+def test_f3_a_claim_about_another_bundle_is_refused(maker, reader):
+    manifest = manifest_of()
+    data = pretty_json(manifest).encode()
+    claim = signature.Claim(name="away", version="1", created=1_000, manifest_sha256="0" * 64)
+    secret = keys.open_secret_key(maker.folder, no_password)
+    with pytest.raises(TrustError, match="is for away 1, this is home 1"):
+        judge(keys.read_ring(reader), data, manifest, signature.sign(data, claim, secret))
+
+
+def test_f4_an_older_bundle_is_refused_where_a_newer_one_was_seen(maker, reader, tmp_path):
+    old = maker.bundle(tmp_path / "old", version="1", created=1_000)
+    new = maker.bundle(tmp_path / "new", version="2", created=2_000)
+    judged(old, reader)
+    judged(new, reader)
+    with pytest.raises(TrustError, match="home 1 is older than 2"):
+        judged(old, reader)
+    judged(old, reader, allow_older=True)
+    with pytest.raises(TrustError, match="older"):
+        judged(old, reader)  # allowing it once is not allowing it for ever
+    judged(new, reader)
+
+
+def test_f4_another_makers_bundle_of_the_same_name_is_not_a_rollback(maker, reader, tmp_path):
+    other = Maker(tmp_path / "other")
+    keys.write_ring(reader, trust(keys.read_ring(reader), other.key.public_key))
+    judged(maker.bundle(tmp_path / "a", created=2_000), reader)
+    judged(other.bundle(tmp_path / "b", created=1_000), reader)
+
+
+@pytest.mark.parametrize(("old", "new"), [(b"created:1000", b"created:9999"), (b"home", b"hove")])
+def test_f5_an_edited_comment_is_refused(maker, reader, tmp_path, old, new):
+    root = maker.bundle(tmp_path / "b")
+    text = (root / "manifest.json.minisig").read_bytes()
+    first, rest = text.split(b"trusted comment", 1)[0], text.split(b"trusted comment", 1)[1]
+    (root / "manifest.json.minisig").write_bytes(
+        first + b"trusted comment" + rest.replace(old, new)
+    )
+    with pytest.raises(TrustError):
+        judged(root, reader)
+
+
+def test_f5_white_space_in_the_manifest_is_a_change(maker, reader, tmp_path):
+    root = maker.bundle(tmp_path / "b")
+    with (root / "manifest.json").open("ab") as stream:
+        stream.write(b"\n")
+    with pytest.raises(TrustError, match="does not belong"):
+        judged(root, reader)
+
+
+def test_f6_a_rotated_key_is_followed_and_remembered(maker, reader, tmp_path):
+    old_id, new = keys.rotate_key(maker.folder, no_password, lambda: "")
+    assert old_id == maker.key.key_id != new.key_id
+    verdict = judged(maker.bundle(tmp_path / "b"), reader)
+    assert verdict.key.key_id == new.key_id
+    assert keys.read_ring(reader).keys[new.key_id].successor_of == old_id
+
+
+def test_f6_two_rotations_are_followed_at_once_and_rollback_is_still_seen(maker, reader, tmp_path):
+    judged(maker.bundle(tmp_path / "a", created=2_000), reader)
+    keys.rotate_key(maker.folder, no_password, lambda: "")
+    keys.rotate_key(maker.folder, no_password, lambda: "")
+    with pytest.raises(TrustError, match="older"):
+        judged(maker.bundle(tmp_path / "b", created=1_000), reader)
+    judged(maker.bundle(tmp_path / "c", created=3_000), reader)
+
+
+def test_f6_a_rotation_that_nobody_trusted_signed_is_not_followed(maker, reader, tmp_path):
+    stranger = Maker(tmp_path / "stranger")
+    keys.rotate_key(stranger.folder, no_password, lambda: "")
+    with pytest.raises(TrustError, match="not known here"):
+        judged(stranger.bundle(tmp_path / "b"), reader)
+
+
+def test_f6_a_revoked_key_is_refused_with_the_reason(maker, reader, tmp_path):
+    keys.write_ring(reader, revoke(keys.read_ring(reader), maker.key.key_id, "laptop stolen"))
+    with pytest.raises(TrustError, match="revoked: laptop stolen"):
+        judged(maker.bundle(tmp_path / "b"), reader)
+    with pytest.raises(TrustError, match="revoked"):
+        trust(keys.read_ring(reader), maker.key.public_key)
+
+
+def test_f6_a_stolen_key_that_was_revoked_names_no_successor(maker, reader, tmp_path):
+    thief = tmp_path / "thief"
+    shutil.copytree(maker.folder, thief)
+    keys.write_ring(reader, revoke(keys.read_ring(reader), maker.key.key_id, "stolen"))
+    keys.rotate_key(thief, no_password, lambda: "")
+    stolen = maker.bundle(tmp_path / "b")
+    shutil.copy(maker.bundle(tmp_path / "c") / "manifest.json", stolen)
+    statements = json.dumps([dict(s) for s in keys.read_ring(thief).statements])
+    (stolen / "manifest.json.keys").write_text(statements)
+    with pytest.raises(TrustError, match="revoked"):
+        judged(stolen, reader)
+
+
+def test_f6_a_makers_own_revocation_travels_with_the_next_bundle(maker, reader, tmp_path):
+    old = maker.bundle(tmp_path / "old")
+    old_id, _ = keys.rotate_key(maker.folder, no_password, lambda: "")
+    assert keys.revoke_key(maker.folder, old_id, "retired", no_password)
+    judged(old, reader)
+    judged(maker.bundle(tmp_path / "new", created=2_000), reader)
+    with pytest.raises(TrustError, match="revoked: retired"):
+        judged(old, reader)
+
+
+def test_a_new_key_is_followed_although_the_old_one_was_revoked_with_it(maker, reader, tmp_path):
+    """A machine that missed the rotation hears of both at once, from one bundle."""
+    old_id, new = keys.rotate_key(maker.folder, no_password, lambda: "")
+    keys.revoke_key(maker.folder, old_id, "retired", no_password)
+    assert judged(maker.bundle(tmp_path / "b"), reader).key.key_id == new.key_id
+
+
+def test_endless_and_hostile_statements_do_no_harm(maker, reader, tmp_path):
+    root = maker.bundle(tmp_path / "b")
+    for text in ("[" * 100_000, "{}", "null", '[1, {}, {"statement": 3}]', "x" * (2 << 20)):
+        (root / "manifest.json.keys").write_text(text)
+        judged(root, reader)
+    assert set(keys.read_ring(reader).keys) == {maker.key.key_id}
+
+
+def test_an_endless_signature_is_refused(maker, reader, tmp_path):
+    root = maker.bundle(tmp_path / "b")
+    with (root / "manifest.json.minisig").open("ab") as stream:
+        stream.write(b"x" * (1 << 20))
+    with pytest.raises(TrustError, match="damaged or is none"):
+        judged(root, reader)
+
+
+def test_a_damaged_keyring_is_said_and_nothing_is_guessed(maker, reader, tmp_path):
+    (reader / "keyring.json").write_text("{")
+    with pytest.raises(TrustError, match="list of trusted keys is damaged"):
+        judged(maker.bundle(tmp_path / "b"), reader)
+
+
+@settings(max_examples=200)
+@given(data=st.data())
+def test_no_single_flipped_bit_of_a_signature_or_its_manifest_is_believed(tmp_path_factory, data):
+    root, reader = _made(tmp_path_factory)
+    name = data.draw(st.sampled_from(["manifest.json", "manifest.json.minisig"]))
+    whole = (root / name).read_bytes()
+    # The first line of a signature is a comment that nobody signs, and says so.
+    start = whole.index(b"\n") + 1 if name.endswith("minisig") else 0
+    place = data.draw(st.integers(start, len(whole) - 2))
+    bit = data.draw(st.integers(0, 7))
+    changed = bytearray(whole)
+    changed[place] ^= 1 << bit
+    signed = (root / "manifest.json.minisig").read_bytes()
+    original = (root / "manifest.json").read_bytes()
+    manifest = Manifest.model_validate_json(original)
+    ring = keys.read_ring(reader)
+    files = {"manifest.json": original, "manifest.json.minisig": signed, name: bytes(changed)}
+    with pytest.raises(TrustError):
+        judge(ring, files["manifest.json"], manifest, files["manifest.json.minisig"])
+
+
+_MADE = {}
+
+
+def _made(factory):
+    if not _MADE:
+        folder = factory.mktemp("bits")
+        maker = Maker(folder / "m")
+        _MADE["it"] = (maker.bundle(folder / "b"), maker.folder)
+    return _MADE["it"]
+
+
+@given(st.lists(st.dictionaries(st.text(), st.one_of(st.none(), st.text(), st.integers()))))
+def test_nothing_that_is_unsigned_is_ever_heard(statements):
+    ring = Keyring()
+    assert hear(ring, statements) == ring
+
+
+# -- the command line ----------------------------------------------------------------------------
+
+
+def signed_bundle(folder, maker, **what):
+    """Return a whole bundle, sealed and signed as a build does it."""
+    world = World(store=Store(folder / "store"))
+    layout = Layout()
+    layout.add_object("models/a.gguf", *world.store.put(b"weights" * 99))
+    manifest = manifest_of(**what).model_copy(update={"files": layout.files()})
+    sign = key_commands.signer(maker.folder)
+    seal(layout, manifest, folder / "b", world, lambda data: sign(manifest, data))
+    return folder / "b"
+
+
+def test_sealing_again_with_another_key_signs_anew_and_leaves_the_rest(maker, tmp_path):
+    root = signed_bundle(tmp_path, maker)
+    before = (root / "manifest.json.minisig").read_bytes()
+    inode = (root / "models/a.gguf").stat().st_ino
+    keys.rotate_key(maker.folder, no_password, lambda: "")
+    signed_bundle(tmp_path, maker)
+    assert (root / "manifest.json.minisig").read_bytes() != before
+    assert (root / "manifest.json.keys").exists()
+    assert (root / "models/a.gguf").stat().st_ino == inode
+    assert verify_bundle(root).findings == ()
+
+
+def test_a_bundle_goes_from_hand_to_hand_by_the_command_line(tmp_path):
+    mine, yours = tmp_path / "mine", tmp_path / "yours"
+    made = bundler("key", "new", "--no-password", "--keys", mine)
+    assert made.returncode == 0, made.stderr
+    line = next(w for w in (made.stdout + made.stderr).split() if w.startswith("RW"))
+    own = json.loads(bundler("key", "show", "--json", "--keys", mine).stdout)["own"]
+
+    class Mine:
+        folder = mine
+
+    root = signed_bundle(tmp_path, Mine)
+    assert bundler("verify", root, "--keys", mine).returncode == 0
+    refused = bundler("verify", root, "--keys", yours)
+    assert refused.returncode == 7
+    assert f"key {own}, which is not known here" in refused.stderr
+    assert "another way than this stick" in refused.stderr
+    assert bundler("verify", root, "--keys", yours, "--unsigned").returncode == 0
+    assert bundler("key", "trust", line, "--label", "sister", "--keys", yours).returncode == 0
+    accepted = bundler("verify", root, "--keys", yours)
+    assert accepted.returncode == 0
+    assert f"signed with key {own} (sister)" in accepted.stdout + accepted.stderr
+    assert bundler("key", "revoke", own, "--reason", "lost", "--keys", yours).returncode == 0
+    assert bundler("verify", root, "--keys", yours).returncode == 7
+
+
+@pytest.mark.parametrize("words", [
+    ("key", "trust", "nonsense"), ("key", "trust", "RWnonsense"), ("key", "revoke", "0123"),
+    ("key", "rotate"),
+])  # fmt: skip
+def test_wrong_words_about_keys_have_an_error_and_a_way_forward(tmp_path, words):
+    done = bundler(*words, "--keys", tmp_path / "none")
+    assert done.returncode == 7
+    assert "hint:" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_nobody_is_asked_for_a_password_where_nobody_is(tmp_path):
+    done = bundler("key", "new", "--keys", tmp_path)
+    assert done.returncode == 7
+    assert "--no-password" in done.stderr
+    assert list(tmp_path.iterdir()) == []
