@@ -260,10 +260,8 @@ def plan(
 ) -> None:  # fmt: skip
     """Show what would be built and why, whether it fits, and what will be fetched."""
     from bundler import pipeline
-    from bundler.advice import asking
+    from bundler.advice.advised import NothingFits, plan_with_advice
     from bundler.drawing import plan_view
-    from bundler.execute import locked_files
-    from bundler.plan import FileInput
     from bundler.recipe_file import read_recipe
 
     with _world(recipe, store, progress, offline=offline) as (screen, world, plugins):
@@ -271,24 +269,21 @@ def plan(
         lock = pipeline.ensure_lock(recipe, wanted, plugins, world, locked=locked, frozen=frozen)
         for_program = as_json or screen.mode == "json"
         try:
-            made = asking.plan_with_advice(wanted, lock, plugins)
-        except asking.NothingFits as error:
+            made = plan_with_advice(wanted, lock, plugins)
+        except NothingFits as error:
             if for_program:
                 screen.json(plan_view.shortfall_json(error))
             raise
-        why = asking.explanation_of(wanted, lock, plugins) if explain or for_program else None
+        why = None
+        if explain or for_program:
+            from bundler.advice.asking import explanation_of
+
+            why = explanation_of(wanted, lock, plugins)
         if frontier is not None:
-            drawn = asking.frontiers_of(made, wanted, lock, plugins)
-            plan_view.write_frontier(frontier, drawn, made)
-    needed = {
-        given.sha256
-        for step in made.steps
-        for given in step.inputs.values()
-        if isinstance(given, FileInput)
-    }
-    sizes = {f.sha256: f.size_bytes for _, f in locked_files(lock, plugins) if f.sha256 in needed}
-    cached = sum(size for sha256, size in sizes.items() if world.store.has(sha256, size))
-    download = sum(sizes.values()) - cached
+            from bundler.advice.asking import frontiers_of
+
+            plan_view.write_frontier(frontier, frontiers_of(made, wanted, lock, plugins), made)
+    cached, download = pipeline.to_fetch(made, lock, plugins, world)
     if for_program:
         screen.json({
             **made.model_dump(mode="json"), "cached_bytes": cached, "download_bytes": download,

@@ -16,15 +16,15 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
-from bundler.advice.asking import plan_with_advice
+from bundler.advice.advised import plan_with_advice
 from bundler.compose import ModelOfTier, compose, licence_files
 from bundler.errors import LockError, Problem, RecipeError
 from bundler.events import Note
-from bundler.execute import Results, fetch_inputs
+from bundler.execute import Results, fetch_inputs, locked_files
 from bundler.feedback.measurements import still_true
 from bundler.lock import Lock
 from bundler.manifest import Manifest
-from bundler.plan import Plan
+from bundler.plan import FileInput, Plan
 from bundler.plugins import Plugins
 from bundler.proof import Proof
 from bundler.proving import prove_or_replan
@@ -182,6 +182,19 @@ def make_lock(recipe_path: Path, recipe: Recipe, plugins: Plugins, world: World)
 
 
 # -- the bundle --------------------------------------------------------------------------------------
+
+
+def to_fetch(plan: Plan, lock: Lock, plugins: Plugins, world: World) -> tuple[int, int]:
+    """Return the bytes of a plan's inputs that the store has, and of those it has not."""
+    needed = {
+        given.sha256
+        for step in plan.steps
+        for given in step.inputs.values()
+        if isinstance(given, FileInput)
+    }
+    sizes = {f.sha256: f.size_bytes for _, f in locked_files(lock, plugins) if f.sha256 in needed}
+    cached = sum(size for sha256, size in sizes.items() if world.store.has(sha256, size))
+    return cached, sum(sizes.values()) - cached
 
 
 def fetch_licences(lock: Lock, plan: Plan, plugins: Plugins, world: World) -> None:

@@ -18,6 +18,16 @@ def pytest_configure(config):
         os.environ.pop(name, None)
 
 
+def pytest_collection_modifyitems(config, items):
+    """Leave long matrices out unless they are asked for; pytest says how many."""
+    if os.environ.get("BUNDLER_SLOW_SWEEP") == "1":
+        return
+    long = [item for item in items if item.get_closest_marker("slow_sweep")]
+    if long:
+        items[:] = [item for item in items if not item.get_closest_marker("slow_sweep")]
+        config.hook.pytest_deselected(items=long)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     """Where everything must be there (BUNDLER_REQUIRE_ORACLES=1), a skip is a failure.

@@ -34,12 +34,6 @@ from tests.test_model_facts import facts_of as facts_of_files
 
 QUICK = ("Llama-3.2-1B", "Qwen2.5-14B", "Qwen3-0.6B", "Qwen3-30B-A3B", "Gemma-3-4B", "bge-small",
          "gpt-oss-20b", "DeepSeek-V2-Lite", "Granite-4.0-H-Tiny")  # fmt: skip
-slow_sweep = (
-    pytest.mark.slow_sweep,
-    pytest.mark.skipif(
-        "BUNDLER_SLOW_SWEEP" not in os.environ, reason="BUNDLER_SLOW_SWEEP is not set"
-    ),
-)
 
 
 def hold_to_llama_cpp(name: str, folder: Path, quant: str, **more: Any) -> None:
@@ -64,7 +58,6 @@ def test_llama_cpp_allocates_what_we_say_to_the_byte(name: str, tmp_path: Path):
 @pytest.mark.parametrize("quant", QUANTS)
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.slow_sweep
-@slow_sweep[1]
 def test_llama_cpp_allocates_what_we_say_for_every_shape_and_quant(
     name: str, quant: str, tmp_path: Path
 ):
@@ -137,7 +130,6 @@ def test_accelerators_take_what_we_say_to_the_byte(
 @pytest.mark.parametrize("devices", [1, 2, 3])
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.slow_sweep
-@slow_sweep[1]
 def test_accelerators_take_what_we_say_for_every_shape_and_split(
     name: str, devices: int, share: str, tmp_path: Path
 ):

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from bundler.advice.asking import NothingFits, explanation_of, plan_with_advice
+from bundler.advice.advised import NothingFits, plan_with_advice
+from bundler.advice.asking import explanation_of
 from bundler.builtin.runtimes.pinned import PYTHON_RELEASE, python_archive
 from bundler.errors import DoesNotFit, SourceError
 from bundler.lock import Lock

@@ -45,9 +45,6 @@ def beside(data):
     return {"manifest.json.minisig": text.encode(), "manifest.json.keys": b"[]\n"}
 
 
-sweep = pytest.mark.skipif(
-    "BUNDLER_SLOW_SWEEP" not in os.environ, reason="long: set BUNDLER_SLOW_SWEEP"
-)
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
 
 
@@ -341,7 +338,6 @@ def test_no_flipped_bit_goes_unnoticed(tmp_path):
     no_flip_goes_unnoticed(small_bundle(tmp_path), 300)
 
 
-@sweep
 @pytest.mark.slow_sweep
 def test_none_of_ten_thousand_flipped_bits_goes_unnoticed(tmp_path):
     no_flip_goes_unnoticed(small_bundle(tmp_path), 10_000)
@@ -411,7 +407,6 @@ def kill_and_finish(bundle, right, stick, moments, tmp_path):
     assert list(scratch.glob(".bundler-repair*")) == []
 
 
-@sweep
 @pytest.mark.slow_sweep
 @pytest.mark.timeout(1800)
 def test_repairs_killed_again_and_again_end_in_the_same_bytes(bundle, right, tmp_path):

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from bundler.advice.advised import NothingFits
 from bundler.advice.case import Case, fits
 from bundler.advice.explain import explain
-from bundler.advice.explanation import Explanation, Remedy
+from bundler.advice.explanation import Explanation
 from bundler.advice.frontier import Frontier, find_frontier
 from bundler.advice.remedies import of_the_stick, remedies_by_machine, suggestion
 from bundler.errors import BundlerError, DoesNotFit, Problem
 from bundler.feedback.ruling import Ruling
 from bundler.lock import Lock
-from bundler.offering import (
-    Allows,
-    allowed_offers,
-    every_offer,
-    hopeful_offers,
-    make_the_plan,
-    rulings,
-)
+from bundler.offering import allowed_offers, hopeful_offers, rulings
 from bundler.plan import Choice, Plan, TierPlan
 from bundler.planning.options import prepare
 from bundler.planning.tiers import tier_targets
@@ -28,13 +22,6 @@ from bundler.plugins import Plugins
 from bundler.recipe import Recipe
 from bundler.solver.decision import Decision, Option
 from bundler.value import canonical_json
-
-
-class NothingFits(DoesNotFit):
-    """Nothing fits, and these changes would help."""
-
-    remedies: Mapping[str, tuple[Remedy, ...]] = {}
-    """By the tier that is too small; for the only machine, or what all share, under an empty name."""
 
 
 class Asking:
@@ -100,24 +87,6 @@ def explanation_of(recipe: Recipe, lock: Lock, plugins: Plugins) -> Explanation 
     """Return why the recipe's plan is as it is; None when nothing fits."""
     asking = Asking(recipe, lock, plugins)
     return explain(asking.case(), asking.targets)
-
-
-def plan_with_advice(
-    recipe: Recipe, lock: Lock, plugins: Plugins, allows: Allows = every_offer
-) -> Plan:
-    """Make the plan; where nothing fits, find out what would.
-
-    Raises:
-        NothingFits: with the smallest changes that help.
-        BundlerError: as `make_the_plan`.
-    """
-    try:
-        return make_the_plan(recipe, lock, plugins, allows)
-    except DoesNotFit as error:
-        better = with_remedies(error, recipe, lock, plugins)
-        if better is error:
-            raise
-        raise better from error
 
 
 def with_remedies(error: DoesNotFit, recipe: Recipe, lock: Lock, plugins: Plugins) -> DoesNotFit:

@@ -6,23 +6,24 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from textwrap import wrap
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from bundler.advice.asking import NothingFits
-from bundler.advice.explanation import Explanation
-from bundler.advice.frontier import Frontier
+from bundler.advice.advised import NothingFits
 from bundler.console import Screen
 from bundler.drawing.explain_text import damage_in_words, in_lines, speed_in_words
-from bundler.drawing.frontier_svg import frontier_svg
 from bundler.drawing.memory_bars import memory_bars
 from bundler.drawing.picture import NARROWEST, Pieces, draw_memory
 from bundler.plan import Budget, Choice, Offer, Plan, TierPlan
 from bundler.store import write_durably
 from bundler.value import format_bytes
+
+if TYPE_CHECKING:
+    from bundler.advice.explanation import Explanation
+    from bundler.advice.frontier import Frontier
 
 GENERATING = ("chat", "code")
 # Background by model, in turn; small letters (KV cache) are drawn dim, so that both stay readable.
@@ -172,6 +173,8 @@ def shortfall_json(error: NothingFits) -> dict[str, Any]:
 
 def write_frontier(path: Path, frontiers: Sequence[Frontier], plan: Plan) -> None:
     """Write the drawing; an older one is replaced once the new one is whole."""
+    from bundler.drawing.frontier_svg import frontier_svg
+
     machine = " and ".join(tier.target.title or tier.target.name for tier in plan.tiers)
     drawing = frontier_svg(frontiers, title=plan.bundle, machine=machine)
     write_durably(path, drawing.encode())
