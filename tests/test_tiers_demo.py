@@ -16,7 +16,7 @@ from bundler.verify import read_manifest, verify_bundle
 from tests.demo import CACHE, bundler
 
 # With 128 users the KV cache outweighs this small model: 336 MB as f16, 178 MB as q8_0. So a
-# machine with 380 MB gets the smaller cache, and both machines the same file.
+# machine with 620 MB gets the smaller cache, and both machines the same file.
 RECIPE = """\
 schema = 1
 [bundle]
@@ -27,7 +27,7 @@ title = "A desktop computer"
 ram = "1 GB"
 [tiers.pocket]
 title = "A very small computer"
-ram = "380 MB"
+ram = "620 MB"
 [models.chat]
 source = "path:../../examples/model"
 quant = "Q8_0"
@@ -99,7 +99,7 @@ def test_another_plan_for_one_machine_leaves_the_other_and_redoes_nothing():
 
 
 @pytest.mark.parametrize(
-    ("ram_bytes", "tier", "kv_cache"), [(2_000_000_000, "desk", "f16"), (600_000_000, "pocket", "q8_0")]
+    ("ram_bytes", "tier", "kv_cache"), [(2_000_000_000, "desk", "f16"), (840_000_000, "pocket", "q8_0")]
 )  # fmt: skip
 def test_the_station_of_the_bundle_takes_what_fits_and_answers(tmp_path, ram_bytes, tier, kv_cache):
     machine = tmp_path / "machine.json"
