@@ -99,7 +99,7 @@ def test_another_plan_for_one_machine_leaves_the_other_and_redoes_nothing():
 
 
 @pytest.mark.parametrize(
-    ("ram_bytes", "tier", "kv_cache"), [(2_000_000_000, "desk", "f16"), (840_000_000, "pocket", "q8_0")]
+    ("ram_bytes", "tier", "kv_cache"), [(2_000_000_000, "desk", "f16"), (930_000_000, "pocket", "q8_0")]
 )  # fmt: skip
 def test_the_station_of_the_bundle_takes_what_fits_and_answers(tmp_path, ram_bytes, tier, kv_cache):
     machine = tmp_path / "machine.json"
