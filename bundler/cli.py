@@ -259,14 +259,14 @@ def plan(
     explain: Explain = False, frontier: FrontierFile = None,
 ) -> None:  # fmt: skip
     """Show what would be built and why, whether it fits, and what will be fetched."""
-    from bundler import pipeline
+    from bundler import locking
     from bundler.advice.advised import NothingFits, plan_with_advice
     from bundler.drawing import plan_view
     from bundler.recipe_file import read_recipe
 
     with _world(recipe, store, progress, offline=offline) as (screen, world, plugins):
         wanted = read_recipe(recipe)
-        lock = pipeline.ensure_lock(recipe, wanted, plugins, world, locked=locked, frozen=frozen)
+        lock = locking.ensure_lock(recipe, wanted, plugins, world, locked=locked, frozen=frozen)
         for_program = as_json or screen.mode == "json"
         try:
             made = plan_with_advice(wanted, lock, plugins)
@@ -283,7 +283,7 @@ def plan(
             from bundler.advice.asking import frontiers_of
 
             plan_view.write_frontier(frontier, frontiers_of(made, wanted, lock, plugins), made)
-    cached, download = pipeline.to_fetch(made, lock, plugins, world)
+    cached, download = locking.to_fetch(made, lock, plugins, world)
     if for_program:
         screen.json({
             **made.model_dump(mode="json"), "cached_bytes": cached, "download_bytes": download,
@@ -301,16 +301,16 @@ def lock(
     store: StoreDir = None, progress: ProgressMode = "auto",
 ) -> None:  # fmt: skip
     """Turn every name in a recipe into revisions, sizes and digests, beside the recipe."""
-    from bundler import pipeline
+    from bundler import locking
     from bundler.recipe_file import read_recipe
 
     with _world(recipe, store, progress, offline=offline) as (screen, world, plugins):
         wanted = read_recipe(recipe)
         if check:
-            pipeline.ensure_lock(recipe, wanted, plugins, world, locked=True)
+            locking.ensure_lock(recipe, wanted, plugins, world, locked=True)
             screen.err.print("the lock fits the recipe")
         else:
-            pipeline.make_lock(recipe, wanted, plugins, world)
+            locking.make_lock(recipe, wanted, plugins, world)
 
 
 @app.command()

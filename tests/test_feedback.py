@@ -24,8 +24,8 @@ from bundler.gates import check_gates, held, measured_figures
 from bundler.hardware import Target
 from bundler.hookspecs import hookimpl
 from bundler.lock import Lock, Measurement, files_digest
+from bundler.locking import make_lock
 from bundler.offering import make_the_plan
-from bundler.pipeline import make_lock
 from bundler.plan import FileInput, Memory, Offer, Step, StepInput
 from bundler.plugins import load_plugins
 from bundler.proof import Device, Proof, Quality, Speed

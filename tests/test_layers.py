@@ -17,6 +17,7 @@ compose
 report drawing
 advice
 console
+locking
 resolve execute proving offering
 seal transfer verify media
 planning

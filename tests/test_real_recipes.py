@@ -16,8 +16,8 @@ from bundler.advice.asking import explanation_of
 from bundler.builtin.runtimes.pinned import PYTHON_RELEASE, python_archive
 from bundler.errors import DoesNotFit, SourceError
 from bundler.lock import Lock
+from bundler.locking import make_lock
 from bundler.offering import make_the_plan
-from bundler.pipeline import make_lock
 from bundler.plan import Plan
 from bundler.planning.targeting import choose_target
 from bundler.plugins import Plugins, load_plugins
