@@ -264,6 +264,8 @@ def plan(
     from bundler.drawing import plan_view
     from bundler.recipe_file import read_recipe
 
+    if frontier is not None:
+        plan_view.check_drawing(frontier)
     with _world(recipe, store, progress, offline=offline) as (screen, world, plugins):
         wanted = read_recipe(recipe)
         lock = locking.ensure_lock(recipe, wanted, plugins, world, locked=locked, frozen=frozen)
@@ -283,6 +285,7 @@ def plan(
             from bundler.advice.asking import frontiers_of
 
             plan_view.write_frontier(frontier, frontiers_of(made, wanted, lock, plugins), made)
+            screen.err.print(f"drawn: {frontier}", markup=False)
     cached, download = locking.to_fetch(made, lock, plugins, world)
     if for_program:
         screen.json({
@@ -348,8 +351,12 @@ def verify(
                          for f in found.findings],
         })  # fmt: skip
     if found.findings:
-        hint = f"what can be brought back: bundler repair {bundle}"
-        raise DamagedError([Problem(str(finding), str(bundle), hint) for finding in found.findings])
+        repair = f"what can be brought back: bundler repair {bundle}"
+        foreign = "it is not of this bundle: remove it, or move it elsewhere"
+        raise DamagedError([
+            Problem(str(finding), str(bundle), foreign if finding.kind == "extra" else repair)
+            for finding in found.findings
+        ])  # fmt: skip
     signed_by = "" if unsigned else key_commands.signed_by(bundle, keys, allow_older=allow_older)
     if not as_json:
         screen.say(

@@ -120,8 +120,6 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="Write the list as JSON.")] = False,
 ) -> None:
     """List the keys that are known here: your own, trusted and revoked ones."""
-    from rich.table import Table
-
     from bundler.console import Screen
     from bundler.media.keys import own_key_id, read_ring
 
@@ -134,13 +132,10 @@ def show(
     if not ring.keys:
         screen.say("no key is known here; make one: bundler key new")
         return
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("id", "", "whose", "public key"):
-        table.add_column(name, no_wrap=True)
     for key_id, key in sorted(ring.keys.items()):
         state = "signs here" if key_id == own else key.status
-        table.add_row(key_id, state, key.label, key.public_key)
-    screen.show(table)
+        # A line of its own, never shortened: it is there to be copied.
+        screen.data(f"{key_id}  {state}  {key.label}\n  {key.public_key}\n")
 
 
 @app.command()

@@ -319,6 +319,18 @@ def test_an_endless_signature_is_refused(maker, reader, tmp_path):
         judged(root, reader)
 
 
+def test_bits_of_base64_that_decode_to_nothing_are_a_change_too(maker, reader, tmp_path):
+    root = maker.bundle(tmp_path / "b")
+    lines = (root / "manifest.json.minisig").read_text().splitlines()
+    for number, padding in ((1, "="), (3, "==")):
+        body = lines[number].removesuffix(padding)
+        other = chr(ord(body[-1]) + 1)  # A, Q, g or w in the place of the last digit: one bit more
+        changed = [*lines[:number], body[:-1] + other + padding, *lines[number + 1 :]]
+        (root / "manifest.json.minisig").write_text("\n".join(changed) + "\n")
+        with pytest.raises(TrustError):
+            judged(root, reader)
+
+
 def test_a_damaged_keyring_is_said_and_nothing_is_guessed(maker, reader, tmp_path):
     (reader / "keyring.json").write_text("{")
     with pytest.raises(TrustError, match="list of trusted keys is damaged"):

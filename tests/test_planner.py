@@ -154,7 +154,7 @@ def test_a_better_offer_that_was_not_taken_is_named_with_what_it_lacks():
     assert choice.runner_up is not None
     assert choice.runner_up.quant == "Q8_0"
     assert choice.reason == "the best that fits; Q8_0 with f16 KV would need 2.00 GiB more RAM"
-    assert plan.choices[1].reason == "the only one that is offered"
+    assert plan.choices[1].reason == "the only one that keeps to the recipe"
 
 
 def test_a_model_that_takes_turns_is_not_charged_for_its_neighbours():

@@ -17,6 +17,7 @@ from bundler.console import Screen
 from bundler.drawing.explain_text import damage_in_words, in_lines, speed_in_words
 from bundler.drawing.memory_bars import memory_bars
 from bundler.drawing.picture import NARROWEST, Pieces, draw_memory
+from bundler.errors import RecipeError
 from bundler.plan import Budget, Choice, Offer, Plan, TierPlan
 from bundler.store import write_durably
 from bundler.value import format_bytes
@@ -169,6 +170,22 @@ def shortfall_json(error: NothingFits) -> dict[str, Any]:
             for remedy in remedies
         ],
     }
+
+
+def check_drawing(path: Path) -> None:
+    """Refuse a place where no SVG can be written, before anything is planned.
+
+    Raises:
+        RecipeError: it has another ending, or its folder is not there.
+    """
+    if path.suffix.lower() != ".svg":
+        raise RecipeError(
+            "the frontier is drawn as SVG", where=str(path), hint=f"--frontier {path.stem}.svg"
+        )
+    if not path.parent.is_dir():
+        raise RecipeError(
+            f"there is no folder {path.parent}", where=str(path), hint="make it, or give another"
+        )
 
 
 def write_frontier(path: Path, frontiers: Sequence[Frontier], plan: Plan) -> None:

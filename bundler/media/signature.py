@@ -136,7 +136,11 @@ def _parsed(signature: bytes) -> Signature:
     try:
         if len(signature) > MAX_SIGNATURE_BYTES:
             raise ValueError("overlong")
-        return minisign.Signature.from_bytes(signature.rstrip(b"\r\n"))
+        text = signature.replace(b"\r\n", b"\n").rstrip(b"\n")
+        parsed = minisign.Signature.from_bytes(text)
+        if bytes(parsed) != text:  # base64 has bits that decode to nothing: one text, one meaning
+            raise ValueError("not as minisign writes it")
+        return parsed
     except ValueError as error:
         raise TrustError(
             "the signature file is damaged or is none",

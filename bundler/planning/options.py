@@ -7,6 +7,7 @@ person to wait: for a model that is loaded when its turn comes, or that runs in 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -151,7 +152,7 @@ def _too_slow(
         f"{key}: {floor:g} tokens/s cannot be reached on {machine}: even {fastest.quant} with "
         f"{fastest.kv_cache} KV cache writes at most {fastest.tokens_per_second:.1f} (what each "
         "token reads, by the memory's bandwidth)",
-        hint=f"min_tokens_per_second = {fastest.tokens_per_second:.3g} or less, fewer bits in "
+        hint=f"min_tokens_per_second = {_floor(fastest.tokens_per_second)} or less, fewer bits in "
         "`quant`, a smaller model, or a faster machine",
     )
 
@@ -248,3 +249,10 @@ def _by_device(memory: Memory, target: Target) -> tuple[int, ...]:
             hint="devices = 1, or another engine",
         )
     return memory.by_device
+
+
+def _floor(tokens_per_second: float) -> str:
+    """Write a speed that is certainly reached, with three digits as a person writes them."""
+    digits = max(0, 2 - math.floor(math.log10(tokens_per_second))) if tokens_per_second else 0
+    scale = 10.0 ** (2 - math.floor(math.log10(tokens_per_second))) if tokens_per_second else 1.0
+    return f"{math.floor(tokens_per_second * scale) / scale:.{digits}f}"

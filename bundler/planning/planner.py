@@ -138,7 +138,7 @@ def _explained(want: Wanted, decision: Decision, chosen: _Chosen) -> tuple[Offer
         return closest.offer, f"the best that fits; {way} {short}{turns}"
     if others:
         return others[0].offer, f"the best that is offered{turns}"
-    return None, f"the only one that is offered{turns}"
+    return None, f"the only one that keeps to the recipe{turns}"
 
 
 def _way(offer: Offer, taken: Offer) -> str:
