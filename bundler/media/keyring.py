@@ -116,7 +116,7 @@ def revoke(ring: Keyring, key_id: str, reason: str) -> Keyring:
     Raises:
         TrustError: the key is not known.
     """
-    known = ring.keys.get(key_id.upper())
+    known = ring.keys.get(signature.key_id_of(key_id))
     if known is None:
         there = ", ".join(sorted(ring.keys)) or "none"
         raise TrustError(f"no key {key_id!r} is known here", hint=f"known keys: {there}")

@@ -182,7 +182,7 @@ def revoke_key(
     They will when the key is one of our own: then it says so itself, under its own signature.
     """
     ring = revoke(read_ring(folder), key_id, reason)
-    key_id = key_id.upper()
+    key_id = signature.key_id_of(key_id)
     own = _own_secret(folder, key_id, ask_password)
     if own is not None:
         statement = Statement(

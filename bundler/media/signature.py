@@ -92,7 +92,7 @@ def check(data: bytes, signature: bytes, key: PublicKey) -> str:
 
 
 def signer(signature: bytes) -> str:
-    """Return the id of the key that a signature says it was made with, as minisign prints it.
+    """Return the id of the key that a signature says it was made with.
 
     Raises:
         TrustError: the file is no signature.
@@ -101,12 +101,17 @@ def signer(signature: bytes) -> str:
 
 
 def key_id(key: PublicKey) -> str:
-    """Return a public key's id as minisign prints it."""
+    """Return a public key's id."""
     return key_id_text(key._keynum_pk.key_id)
 
 
+def key_id_of(text: str) -> str:
+    """Return a key id as a person typed it, or as minisign prints it (without leading zeros)."""
+    return text.strip().upper().zfill(16)
+
+
 def key_id_text(raw: bytes) -> str:
-    """Return eight bytes as minisign prints them: a little-endian number in hexadecimal."""
+    """Return eight bytes as a key id: a little-endian number, 16 hexadecimal digits."""
     return f"{int.from_bytes(raw, 'little'):016X}"
 
 
