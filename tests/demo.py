@@ -6,10 +6,13 @@ put together and read back each time.
 
 from __future__ import annotations
 
+import atexit
 import functools
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from filelock import FileLock
@@ -38,3 +41,20 @@ def demo_bundle() -> Path:
             done = bundler(*words, "--store", CACHE / "store")
             assert done.returncode == 0, done.stdout + done.stderr
     return output
+
+
+@functools.cache
+def quickstart() -> Path:
+    """Return a copy of `recipes/quickstart.toml` with its lock beside it, in a folder of its own.
+
+    A checkout has no lock of it (it is made, not kept), and the one that a build leaves in the tree
+    may come or not come before a test. `examples/` is beside the copy's folder, as in the tree.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="bundler-quickstart-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    for name in ("recipes", "examples"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.lock"))
+    recipe = folder / "recipes" / "quickstart.toml"
+    done = bundler("lock", recipe, "--store", folder / "store")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return recipe

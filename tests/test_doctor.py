@@ -25,12 +25,11 @@ from bundler.offering import make_the_plan
 from bundler.plugins import load_plugins
 from bundler.recipe_file import read_recipe
 from bundler.resolve import read_lock
-from tests.demo import ROOT, bundler
+from tests.demo import bundler, quickstart
 from tests.pretended import Nvml
 from tests.test_targets import linux_only, machine
 
 GIB = 2**30
-QUICKSTART = ROOT / "recipes/quickstart.toml"
 CARD = Card(
     name="NVIDIA H200", kind="cuda", total_bytes=140 * GIB, free_bytes=139 * GIB, how="NVML"
 )
@@ -60,8 +59,8 @@ def plugins():
 
 
 @pytest.fixture(scope="module")
-def quickstart(plugins):
-    recipe, lock = read_recipe(QUICKSTART), read_lock(QUICKSTART.with_suffix(".lock"))
+def planned(plugins):
+    recipe, lock = read_recipe(quickstart()), read_lock(quickstart().with_suffix(".lock"))
     return recipe, lock, make_the_plan(recipe, lock, plugins)
 
 
@@ -211,7 +210,7 @@ def test_nothing_is_left_behind_by_looking(tmp_path):
 
 def test_the_quickstart_can_be_built_here(plugins, tmp_path):
     found = list(
-        recipe_findings(QUICKSTART, tmp_path / "out", tmp_path / "store", plugins, machine(),
+        recipe_findings(quickstart(), tmp_path / "out", tmp_path / "store", plugins, machine(),
                         {"llama.cpp": CPU_ONLY}, environment={})
     )  # fmt: skip
     assert missing(found) == []
@@ -223,15 +222,15 @@ def test_the_quickstart_can_be_built_here(plugins, tmp_path):
 
 def test_a_disk_that_is_too_small_for_the_plan_is_a_need_not_met(plugins, tmp_path):
     found = list(
-        recipe_findings(QUICKSTART, tmp_path / "out", tmp_path / "store", plugins, machine(),
+        recipe_findings(quickstart(), tmp_path / "out", tmp_path / "store", plugins, machine(),
                         {"llama.cpp": CPU_ONLY}, environment={}, free_bytes=10 * 2**20)
     )  # fmt: skip
     assert exit_code(found) == 4
     assert all("too much" in finding.said and finding.remedy for finding in missing(found))
 
 
-def test_a_recipe_that_demands_an_accelerator_ends_with_the_code_of_a_failed_proof(quickstart):
-    recipe, lock, plan = quickstart
+def test_a_recipe_that_demands_an_accelerator_ends_with_the_code_of_a_failed_proof(planned):
+    recipe, lock, plan = planned
     verify = recipe.verify.model_copy(update={"require": "gpu"})
     strict = recipe.model_copy(update={"verify": verify})
     found = list(needs(strict, lock, plan, machine(), {"llama.cpp": CPU_ONLY}))
@@ -241,16 +240,16 @@ def test_a_recipe_that_demands_an_accelerator_ends_with_the_code_of_a_failed_pro
     assert "NVIDIA H200" in by_name(found, "proofs")[0].said
 
 
-def test_a_recipe_whose_engine_is_missing_cannot_be_built(quickstart):
-    found = list(needs(*quickstart, machine(), {"llama.cpp": StepFailed("gone", hint="install")}))
+def test_a_recipe_whose_engine_is_missing_cannot_be_built(planned):
+    found = list(needs(*planned, machine(), {"llama.cpp": StepFailed("gone", hint="install")}))
     (gone,) = missing(found)
     assert (gone.exit_code, gone.remedy) == (1, "install")
     assert "models.chat" in gone.said
 
 
-def test_too_little_memory_for_the_largest_tensor_is_a_need_not_met(quickstart):
+def test_too_little_memory_for_the_largest_tensor_is_a_need_not_met(planned):
     tiny = machine(ram_free=Figure(value=64 * 2**20, how="limit of control group /box"))
-    found = list(needs(*quickstart, tiny, {"llama.cpp": CPU_ONLY}))
+    found = list(needs(*planned, tiny, {"llama.cpp": CPU_ONLY}))
     assert [f.name for f in missing(found)] == ["RAM"]
     assert exit_code(found) == 4
     assert any(f.name == "proofs" and f.state == "warning" for f in found)
@@ -258,7 +257,7 @@ def test_too_little_memory_for_the_largest_tensor_is_a_need_not_met(quickstart):
 
 def test_without_a_lock_it_is_said_how_to_make_one_and_no_connection_is_opened(plugins, tmp_path):
     path = tmp_path / "r.toml"
-    path.write_text(QUICKSTART.read_text().replace("path:../", "path:"))
+    path.write_text(quickstart().read_text().replace("path:../", "path:"))
     found = list(
         recipe_findings(path, None, tmp_path / "store", plugins, machine(), {}, environment={})
     )
@@ -268,9 +267,9 @@ def test_without_a_lock_it_is_said_how_to_make_one_and_no_connection_is_opened(p
 
 
 def test_a_lock_of_another_recipe_is_told_and_not_used(plugins, tmp_path):
-    shutil.copy(QUICKSTART.with_suffix(".lock"), tmp_path / "r.lock")
+    shutil.copy(quickstart().with_suffix(".lock"), tmp_path / "r.lock")
     path = tmp_path / "r.toml"
-    path.write_text(QUICKSTART.read_text().replace("[models.chat", "[models.other"))
+    path.write_text(quickstart().read_text().replace("[models.chat", "[models.other"))
     found = list(
         recipe_findings(path, None, tmp_path / "store", plugins, machine(), {}, environment={})
     )
@@ -281,7 +280,7 @@ def test_a_lock_of_another_recipe_is_told_and_not_used(plugins, tmp_path):
 
 def test_a_plan_that_does_not_fit_its_target_is_told_with_its_own_code(plugins, tmp_path):
     for name in ("quickstart.toml", "quickstart.lock"):
-        shutil.copy(ROOT / "recipes" / name, tmp_path / name)
+        shutil.copy(quickstart().parent / name, tmp_path / name)
     path = tmp_path / "quickstart.toml"
     text = path.read_text()
     assert "context_tokens = " in text
@@ -389,7 +388,7 @@ def test_a_bundle_of_before_there_were_tiers_is_added_up():
 
 @linux_only
 def test_doctor_of_the_quickstart_is_calm_and_ends_with_zero(tmp_path):
-    done = bundler("doctor", QUICKSTART, "--store", tmp_path / "s", "--output", tmp_path / "out")
+    done = bundler("doctor", quickstart(), "--store", tmp_path / "s", "--output", tmp_path / "out")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith("This machine\n")
     for title in ("Software", "Disks", "The recipe"):
@@ -429,7 +428,7 @@ def test_doctor_asks_the_network_for_a_recipe_only():
 @linux_only
 def test_asked_to_doctor_tries_the_sources(plugins, tmp_path):
     found = list(
-        recipe_findings(QUICKSTART, tmp_path / "o", tmp_path / "s", plugins, machine(),
+        recipe_findings(quickstart(), tmp_path / "o", tmp_path / "s", plugins, machine(),
                         {"llama.cpp": CPU_ONLY}, environment={}, online=True)
     )  # fmt: skip
     network = [finding for finding in found if finding.topic == "network"]

@@ -28,7 +28,7 @@ from bundler.drawing.plan_view import show_plan
 from bundler.solver.choosing import settle, solve
 from bundler.solver.decision import DAMAGE_UNITS
 from bundler.value import Value
-from tests.demo import bundler
+from tests.demo import bundler, quickstart
 from tests.toy_cases import GIB, plan_of, recipe_of, toy_case, toy_target
 
 ROOT = Path(__file__).parents[1]
@@ -293,12 +293,9 @@ def test_an_explanation_survives_json():
 # -- the command -----------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def recipes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("explained")
-    for name in ("recipes", "examples"):
-        shutil.copytree(ROOT / name, folder / name)
-    return folder / "recipes"
+@pytest.fixture
+def recipes() -> Path:
+    return quickstart().parent
 
 
 def plan_command(recipe: Path, *words: Any) -> subprocess.CompletedProcess[str]:

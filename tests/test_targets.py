@@ -36,7 +36,7 @@ from bundler.recipe_file import parse_recipe, read_recipe
 from bundler.recipe_places import placed
 from bundler.resolve import read_lock
 from bundler.testing.contract import check_target
-from tests.demo import ROOT, bundler
+from tests.demo import bundler, quickstart
 from tests.pretended import Nvml, tree
 
 BY_NAME = {target.name: target for target in CATALOGUE}
@@ -166,7 +166,7 @@ def test_a_cap_above_the_box_is_a_warning_and_changes_nothing():
 
 
 def test_the_plan_notes_a_cap_that_changes_nothing():
-    path = ROOT / "recipes/quickstart.toml"
+    path = quickstart()
     recipe, lock = read_recipe(path), read_lock(path.with_suffix(".lock"))
     capped = recipe.model_copy(update={"target": asked(use="rtx-4060", max_vram="23.5 GB")})
     plan = make_the_plan(capped, lock, load_plugins(installed=False))
