@@ -3,7 +3,7 @@ PYTHON ?= python3
 BUNDLER = .venv/bin/bundler
 PYTEST = .venv/bin/python -m pytest
 
-.PHONY: bench-media bench-plan demo test check setup setup-test lint types requirements clean
+.PHONY: bench-media bench-plan demo faults test check setup setup-test lint types requirements clean
 
 demo: setup
 	@$(BUNDLER) lock recipes/quickstart.toml --progress quiet
@@ -36,3 +36,7 @@ bench-plan: setup-test
 # Verifying, sealing and repairing against hashlib, sha256sum, openssl and par2, on 1 GB of noise.
 bench-media: setup-test
 	@.venv/bin/python bench/media.py
+
+# Every case of the fault catalogue, long sweeps included (half an hour): what was tried, what held.
+faults: setup-test
+	@.venv/bin/python tools/faults.py

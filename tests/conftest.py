@@ -1,11 +1,16 @@
 import os
+import signal
 
 import pytest
 
 from tests.demo import demo_bundle
+from tests.fault_catalogue import CATALOGUE
 
 
 def pytest_configure(config):
+    # A shell that starts us in the background has us ignore Ctrl-C, and our children with us.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # Tests never reach out: a proxy or a token of the person who runs them is not theirs to use.
     for name in (
         "HF_TOKEN",
@@ -20,12 +25,39 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(config, items):
     """Leave long matrices out unless they are asked for; pytest says how many."""
+    _only_faults(config, items)
     if os.environ.get("BUNDLER_SLOW_SWEEP") == "1":
         return
     long = [item for item in items if item.get_closest_marker("slow_sweep")]
     if long:
         items[:] = [item for item in items if not item.get_closest_marker("slow_sweep")]
         config.hook.pytest_deselected(items=long)
+
+
+def _only_faults(config, items):
+    """Name a test's numbers in its report; BUNDLER_FAULTS=A5,C leaves all others out."""
+    wanted = [word for word in os.environ.get("BUNDLER_FAULTS", "").split(",") if word]
+    for item in items:
+        numbers = _fault_numbers(item)
+        assert set(numbers) <= set(CATALOGUE), f"{item.nodeid}: {numbers}"
+        item.user_properties += [("fault", number) for number in numbers]
+    if wanted:
+        other = [
+            item for item in items
+            if not any(n in wanted or n[0] in wanted for n in _fault_numbers(item))
+        ]  # fmt: skip
+        items[:] = [item for item in items if item not in other]
+        config.hook.pytest_deselected(items=other)
+
+
+def _fault_numbers(item):
+    return [number for mark in item.iter_markers("fault") for number in mark.args]
+
+
+@pytest.fixture
+def cases_tried(record_property):
+    """Say how many cases of the fault catalogue this one test stands for."""
+    return lambda count: record_property("cases_tried", count)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -92,6 +92,7 @@ def test_an_endless_log_line_is_cut():
     assert len(str(caught.value)) < 20 * LINE_BYTES
 
 
+@pytest.mark.fault("A7")
 def test_a_memory_limit_gives_does_not_fit_with_the_limit():
     with pytest.raises(DoesNotFit, match=r"out of memory|limit"):
         run("run_out", {"bytes": 1 << 40}, memory_limit_bytes=1 << 30)
@@ -105,6 +106,7 @@ def test_a_job_that_takes_too_long_is_ended(job):
     assert time.monotonic() - begun < 5
 
 
+@pytest.mark.fault("A3")
 def test_interrupting_ends_the_child_within_two_seconds(tmp_path):
     file = tmp_path / "pid"
 

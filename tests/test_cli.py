@@ -81,6 +81,7 @@ def test_the_command_line_does_not_import_what_is_heavy():
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.fault("A3")
 def test_a_stopped_build_ends_soon_with_its_own_code_and_leaves_no_child(
     tmp_path, number, code, demo
 ):

@@ -83,6 +83,7 @@ def protecting(path, manifest):
     return {one.file for one in manifest.parity.sets if path in one.files}
 
 
+@pytest.mark.fault("A13")
 def test_another_store_and_place_give_the_same_bytes_of_all_that_is_not_measured(demo, tmp_path):
     done = bundler(
         "build", ROOT / "recipes/quickstart.toml", "--store", tmp_path / "store",
@@ -133,6 +134,7 @@ def test_pages_name_what_they_should(demo, name):
 
 
 @pytest.mark.timeout(1500)
+@pytest.mark.fault("A2")
 def test_the_real_build_killed_in_each_step_goes_on_and_ends_in_the_same_bytes(demo, tmp_path):
     """kill -9 of everything as soon as a step begins, one step after the other, then to the end."""
     words = [

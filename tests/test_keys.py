@@ -145,6 +145,7 @@ def test_a_key_with_a_password_needs_it(tmp_path):
 # -- part F of the fault catalogue: attacks on trust ---------------------------------------------
 
 
+@pytest.mark.fault("F1")
 def test_f1_changed_content_with_every_checksum_made_anew_is_refused(maker, reader, tmp_path):
     root = maker.bundle(tmp_path / "b")
     changed = (root / "manifest.json").read_bytes().replace(b"bundler test", b"bundler TEST")
@@ -153,6 +154,7 @@ def test_f1_changed_content_with_every_checksum_made_anew_is_refused(maker, read
         judged(root, reader)
 
 
+@pytest.mark.fault("F2")
 def test_f2_a_missing_signature_is_refused(maker, reader, tmp_path):
     root = maker.bundle(tmp_path / "b")
     (root / "manifest.json.minisig").unlink()
@@ -161,12 +163,14 @@ def test_f2_a_missing_signature_is_refused(maker, reader, tmp_path):
     assert "--unsigned" in caught.value.problems[0].hint
 
 
+@pytest.mark.fault("F2")
 def test_f2_an_unknown_key_is_refused_by_its_id(reader, tmp_path):
     stranger = Maker(tmp_path / "stranger")
     with pytest.raises(TrustError, match=f"key {stranger.key.key_id}, which is not known"):
         judged(stranger.bundle(tmp_path / "b"), reader)
 
 
+@pytest.mark.fault("F2")
 def test_f2_the_same_key_id_with_another_key_is_refused(maker, reader, tmp_path):
     import minisign
 
@@ -188,6 +192,7 @@ def test_f2_the_same_key_id_with_another_key_is_refused(maker, reader, tmp_path)
         trust(keys.read_ring(reader), forged.get_public_key().to_base64().decode())
 
 
+@pytest.mark.fault("F3")
 def test_f3_a_signature_of_another_bundle_is_refused(maker, reader, tmp_path):
     home, away = maker.bundle(tmp_path / "a"), maker.bundle(tmp_path / "b", name="away")
     shutil.copy(away / "manifest.json.minisig", home)
@@ -195,6 +200,7 @@ def test_f3_a_signature_of_another_bundle_is_refused(maker, reader, tmp_path):
         judged(home, reader)
 
 
+@pytest.mark.fault("F3")
 def test_f3_a_claim_about_another_bundle_is_refused(maker, reader):
     manifest = manifest_of()
     data = pretty_json(manifest).encode()
@@ -204,6 +210,7 @@ def test_f3_a_claim_about_another_bundle_is_refused(maker, reader):
         judge(keys.read_ring(reader), data, manifest, signature.sign(data, claim, secret))
 
 
+@pytest.mark.fault("F4")
 def test_f4_an_older_bundle_is_refused_where_a_newer_one_was_seen(maker, reader, tmp_path):
     old = maker.bundle(tmp_path / "old", version="1", created=1_000)
     new = maker.bundle(tmp_path / "new", version="2", created=2_000)
@@ -217,6 +224,7 @@ def test_f4_an_older_bundle_is_refused_where_a_newer_one_was_seen(maker, reader,
     judged(new, reader)
 
 
+@pytest.mark.fault("F4")
 def test_f4_another_makers_bundle_of_the_same_name_is_not_a_rollback(maker, reader, tmp_path):
     other = Maker(tmp_path / "other")
     keys.write_ring(reader, trust(keys.read_ring(reader), other.key.public_key))
@@ -225,6 +233,7 @@ def test_f4_another_makers_bundle_of_the_same_name_is_not_a_rollback(maker, read
 
 
 @pytest.mark.parametrize(("old", "new"), [(b"created:1000", b"created:9999"), (b"home", b"hove")])
+@pytest.mark.fault("F5")
 def test_f5_an_edited_comment_is_refused(maker, reader, tmp_path, old, new):
     root = maker.bundle(tmp_path / "b")
     text = (root / "manifest.json.minisig").read_bytes()
@@ -236,6 +245,7 @@ def test_f5_an_edited_comment_is_refused(maker, reader, tmp_path, old, new):
         judged(root, reader)
 
 
+@pytest.mark.fault("F5")
 def test_f5_white_space_in_the_manifest_is_a_change(maker, reader, tmp_path):
     root = maker.bundle(tmp_path / "b")
     with (root / "manifest.json").open("ab") as stream:
@@ -244,6 +254,7 @@ def test_f5_white_space_in_the_manifest_is_a_change(maker, reader, tmp_path):
         judged(root, reader)
 
 
+@pytest.mark.fault("F6")
 def test_f6_a_rotated_key_is_followed_and_remembered(maker, reader, tmp_path):
     old_id, new = keys.rotate_key(maker.folder, no_password, lambda: "")
     assert old_id == maker.key.key_id != new.key_id
@@ -252,6 +263,7 @@ def test_f6_a_rotated_key_is_followed_and_remembered(maker, reader, tmp_path):
     assert keys.read_ring(reader).keys[new.key_id].successor_of == old_id
 
 
+@pytest.mark.fault("F6")
 def test_f6_two_rotations_are_followed_at_once_and_rollback_is_still_seen(maker, reader, tmp_path):
     judged(maker.bundle(tmp_path / "a", created=2_000), reader)
     keys.rotate_key(maker.folder, no_password, lambda: "")
@@ -261,6 +273,7 @@ def test_f6_two_rotations_are_followed_at_once_and_rollback_is_still_seen(maker,
     judged(maker.bundle(tmp_path / "c", created=3_000), reader)
 
 
+@pytest.mark.fault("F6")
 def test_f6_a_rotation_that_nobody_trusted_signed_is_not_followed(maker, reader, tmp_path):
     stranger = Maker(tmp_path / "stranger")
     keys.rotate_key(stranger.folder, no_password, lambda: "")
@@ -268,6 +281,7 @@ def test_f6_a_rotation_that_nobody_trusted_signed_is_not_followed(maker, reader,
         judged(stranger.bundle(tmp_path / "b"), reader)
 
 
+@pytest.mark.fault("F6")
 def test_f6_a_revoked_key_is_refused_with_the_reason(maker, reader, tmp_path):
     keys.write_ring(reader, revoke(keys.read_ring(reader), maker.key.key_id, "laptop stolen"))
     with pytest.raises(TrustError, match="revoked: laptop stolen"):
@@ -276,6 +290,7 @@ def test_f6_a_revoked_key_is_refused_with_the_reason(maker, reader, tmp_path):
         trust(keys.read_ring(reader), maker.key.public_key)
 
 
+@pytest.mark.fault("F6")
 def test_f6_a_stolen_key_that_was_revoked_names_no_successor(maker, reader, tmp_path):
     thief = tmp_path / "thief"
     shutil.copytree(maker.folder, thief)
@@ -289,6 +304,7 @@ def test_f6_a_stolen_key_that_was_revoked_names_no_successor(maker, reader, tmp_
         judged(stolen, reader)
 
 
+@pytest.mark.fault("F6")
 def test_f6_a_makers_own_revocation_travels_with_the_next_bundle(maker, reader, tmp_path):
     old = maker.bundle(tmp_path / "old")
     old_id, _ = keys.rotate_key(maker.folder, no_password, lambda: "")

@@ -374,6 +374,7 @@ def test_nothing_but_the_zim_is_left_behind(tmp_path) -> None:
     assert list((tmp_path / "store" / "work").iterdir()) == []
 
 
+@pytest.mark.fault("E8")
 def test_a_pdf_bomb_is_stopped_by_its_memory_limit_and_the_next_document_is_read(tmp_path) -> None:
     # 1.5 MB that become 1.5 GB of page content: one compressed MiB, again and again.
     squeeze = zlib.compressobj(9)
@@ -399,6 +400,7 @@ def test_a_pdf_bomb_is_stopped_by_its_memory_limit_and_the_next_document_is_read
     assert [page.document.source for page in reading.pages] == ["b.md"]
 
 
+@pytest.mark.fault("E8")
 def test_a_document_that_takes_for_ever_is_skipped(tmp_path) -> None:
     # Nested emphasis that CommonMark parsers take quadratic time for.
     inputs = write_files(tmp_path, {"a.md": "*a **b " * 200_000, "b.md": "fine\n"})
@@ -413,6 +415,7 @@ def test_a_document_that_takes_for_ever_is_skipped(tmp_path) -> None:
 
 @pytest.mark.root
 @pytest.mark.parametrize("full", ["output", "store"])
+@pytest.mark.fault("A4")
 def test_a_full_disk_is_named_as_such(tmp_path, full) -> None:
     small = tmp_path / "small"
     small.mkdir()

@@ -145,6 +145,7 @@ def test_several_files_or_parts_of_a_split_zim_are_refused_with_a_way_out(tmp_pa
 
 
 @pytest.mark.parametrize("keep", [0, 1, 79, 80, 200, 0.5, 0.9, -17, -16, -1])
+@pytest.mark.fault("E7")
 def test_a_zim_cut_short_is_refused_by_name(tmp_path, zim, keep) -> None:
     data = zim.read_bytes()
     length = int(len(data) * keep) if isinstance(keep, float) else keep
@@ -173,6 +174,7 @@ def refused(child: LimitedChild, path: Path) -> bool:
     return False
 
 
+@pytest.mark.fault("E7")
 def test_each_of_200_flipped_bits_is_noticed(tmp_path, zim) -> None:
     data = bytearray(zim.read_bytes())
     dice = random.Random(20261122)
@@ -214,6 +216,7 @@ def with_checksum(data: bytearray) -> bytes:
         (72, "<Q", (1 << 64) - 1),
     ],
 )
+@pytest.mark.fault("E7")
 def test_lying_headers_are_refused_before_libzim_sees_them(
     tmp_path, zim, place, form, value
 ) -> None:
@@ -225,6 +228,7 @@ def test_lying_headers_are_refused_before_libzim_sees_them(
         check_header(path)
 
 
+@pytest.mark.fault("E7")
 def test_forged_files_with_right_checksums_never_harm_the_build(tmp_path, zim) -> None:
     original = zim.read_bytes()
     dice = random.Random(7)

@@ -39,6 +39,7 @@ def test_the_second_build_does_nothing_again(tmp_path):
     assert plugin.source.opened == []
 
 
+@pytest.mark.fault("A13")
 def test_the_same_lock_makes_the_same_bytes_in_another_place(tmp_path):
     one = run(tmp_path / "one")
     (tmp_path / "two").mkdir()
@@ -155,6 +156,7 @@ def test_a_plugin_can_object_to_a_plan_and_to_a_proof(tmp_path):
         build_with(Doubter(), tmp_path / "b")
 
 
+@pytest.mark.fault("A4")
 def test_what_does_not_fit_is_refused_before_anything_is_fetched(tmp_path):
     plugin = fakes()
     plugin.engine.cache_bytes_per_token = 1 << 30
@@ -170,6 +172,7 @@ def test_corpora_that_do_not_fit_the_stick_are_refused(tmp_path):
         run(tmp_path, recipe=without_models)
 
 
+@pytest.mark.fault("E5")
 def test_hostile_weights_are_refused_while_locking(tmp_path):
     plugin = fakes()
     plugin.source.files["weights"]["all.fake"] = b"\x80\x04pickle"
@@ -203,6 +206,7 @@ def test_an_output_that_cannot_be_used_is_refused_before_any_work(tmp_path):
     assert plugin.source.opened == []
 
 
+@pytest.mark.fault("A8")
 def test_two_builds_at_once_do_the_work_once_and_agree(tmp_path):
     plugins = [fakes(), fakes()]
     for plugin in plugins:
@@ -234,6 +238,7 @@ def test_two_builds_at_once_do_the_work_once_and_agree(tmp_path):
 
 @pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed")
 @pytest.mark.parametrize("call", ["rename", "fsync", "openat"])
+@pytest.mark.fault("A1")
 def test_a_build_killed_anywhere_goes_on_and_ends_in_the_same_bytes(tmp_path, call):
     """kill -9 at the n-th call of one kind, for n spread over the build's work; then once more."""
     expected = run(tmp_path / "whole").manifest_sha256
@@ -284,6 +289,7 @@ def _fails_for_want_of_room(folder: Path) -> bool:
 
 
 @pytest.mark.root
+@pytest.mark.fault("A4")
 def test_a_full_disk_is_a_clear_error_and_loses_nothing(tmp_path):
     """On a sized tmpfs: fill it so that the build fails at different points, then make room."""
     import os

@@ -161,6 +161,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+@pytest.mark.fault("C8")
 def test_it_comes_back_byte_for_byte(stick, right, damage, tmp_path):
     damage(stick)
     assert is_damaged(stick)
@@ -201,6 +202,7 @@ def test_modes_come_back(tmp_path):
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
+@pytest.mark.fault("C8")
 def test_any_damage_below_the_budget_is_repaired(bundle, right, tmp_path_factory, data):
     stick = copied(bundle, tmp_path_factory.mktemp("below") / "stick")
     (large,) = (s for s in read_manifest(stick).parity.sets if s.recovery_blocks > 20)
@@ -221,6 +223,7 @@ def test_any_damage_below_the_budget_is_repaired(bundle, right, tmp_path_factory
     assert differing(stick, right) == set()
 
 
+@pytest.mark.fault("C9")
 def test_damage_above_the_budget_changes_nothing_and_is_said_with_figures(stick):
     overwrite(stick / CHAT, 0, 8 * SEGMENT_BYTES)
     (stick / "start").unlink()
@@ -269,6 +272,7 @@ def test_when_nothing_speaks_for_a_manifest_nothing_is_changed(stick):
     assert digests(stick) == damaged
 
 
+@pytest.mark.fault("C9")
 def test_a_lost_large_file_is_said_and_leaves_no_half_of_it(tmp_path):
     """Of 63 segments one lies in a second set, which could bring that one back alone."""
     files = {CHAT: noise("chat", 63 * 4096), "b.bin": noise("b", 61 * 4096)}
@@ -334,16 +338,21 @@ def small_bundle(tmp_path):
     return copied(made, tmp_path / "stick")
 
 
-def test_no_flipped_bit_goes_unnoticed(tmp_path):
+@pytest.mark.fault("C6")
+def test_no_flipped_bit_goes_unnoticed(tmp_path, cases_tried):
     no_flip_goes_unnoticed(small_bundle(tmp_path), 300)
+    cases_tried(300)
 
 
 @pytest.mark.slow_sweep
-def test_none_of_ten_thousand_flipped_bits_goes_unnoticed(tmp_path):
+@pytest.mark.fault("C6")
+def test_none_of_ten_thousand_flipped_bits_goes_unnoticed(tmp_path, cases_tried):
     no_flip_goes_unnoticed(small_bundle(tmp_path), 10_000)
+    cases_tried(10_000)
 
 
 @pytest.mark.parametrize("seed", range(3))
+@pytest.mark.fault("C8")
 def test_a_dozen_flipped_bits_anywhere_are_repaired(stick, right, seed):
     list(flip_bits(stick, 12, seed))
     done = repair_bundle(stick)
@@ -378,6 +387,7 @@ def spoil(stick):
 
 
 @pytest.mark.parametrize("seconds", [0.35, 0.6, 0.75, 0.9])
+@pytest.mark.fault("C8")
 def test_a_killed_repair_leaves_old_or_right_bytes_and_a_second_one_finishes(
     bundle, right, stick, seconds, tmp_path
 ):
@@ -409,6 +419,7 @@ def kill_and_finish(bundle, right, stick, moments, tmp_path):
 
 @pytest.mark.slow_sweep
 @pytest.mark.timeout(1800)
+@pytest.mark.fault("C8")
 def test_repairs_killed_again_and_again_end_in_the_same_bytes(bundle, right, tmp_path):
     for seed in range(60):
         folder = tmp_path / str(seed)
@@ -435,6 +446,7 @@ def mounted(folder, options):
 
 @pytest.mark.root
 @as_root
+@pytest.mark.fault("C10")
 def test_a_full_stick_is_repaired_in_place(bundle, right, tmp_path):
     with mounted(tmp_path / "mnt", "size=8m") as mnt:
         stick = copied(bundle, mnt / "b")
@@ -448,6 +460,7 @@ def test_a_full_stick_is_repaired_in_place(bundle, right, tmp_path):
 
 @pytest.mark.root
 @as_root
+@pytest.mark.fault("C10")
 def test_a_file_for_which_there_is_no_room_is_said_and_the_rest_repaired(bundle, right, tmp_path):
     with mounted(tmp_path / "mnt", "size=8m") as mnt:
         stick = copied(bundle, mnt / "b")
@@ -470,6 +483,7 @@ def fill_up(mnt, leave_bytes):
 
 @pytest.mark.root
 @as_root
+@pytest.mark.fault("C10")
 def test_no_room_to_work_in_is_said_with_figures_and_nothing_changes(bundle, stick, tmp_path):
     overwrite(stick / CHAT, 500_000, 70_000)
     damaged = digests(stick)
@@ -482,6 +496,7 @@ def test_no_room_to_work_in_is_said_with_figures_and_nothing_changes(bundle, sti
 
 @pytest.mark.root
 @as_root
+@pytest.mark.fault("C10")
 def test_a_stick_that_cannot_be_written_is_said(bundle, tmp_path):
     with mounted(tmp_path / "mnt", "size=9m") as mnt:
         stick = copied(bundle, mnt / "b")

@@ -466,6 +466,7 @@ def test_start_runs_the_station_from_anywhere_with_its_words_unharmed(bundle):
     assert words[5:] == ["--port", "0", "two words", "$HOME", ""]
 
 
+@pytest.mark.fault("C5")
 def test_start_gives_programs_back_the_right_to_run(bundle):
     python = bundle / "runtime" / host_platform() / "python" / "bin" / "python3"
     python.chmod(0o644)
@@ -516,6 +517,7 @@ def test_start_says_when_a_part_of_the_bundle_is_missing(bundle):
 
 @pytest.mark.root
 @needs_empty_root
+@pytest.mark.fault("C5")
 def test_start_says_what_to_do_where_programs_may_not_run(bundle, tmp_path):
     place = tmp_path / "stick"
     place.mkdir()

@@ -146,6 +146,7 @@ def test_a_small_file_with_other_bytes_than_listed_is_not_believed(
     [Fault.status(503), Fault.status(429, retry_after="0"), Fault.reset(), Fault.early_close(10)],
     ids=lambda fault: fault.kind,
 )
+@pytest.mark.fault("B2")
 def test_a_passing_fault_of_the_listing_is_waited_out(
     fault: Fault, hub: TestHub, world: World
 ) -> None:
@@ -164,6 +165,7 @@ def test_a_passing_fault_of_the_listing_is_waited_out(
     ],
     ids=lambda given: getattr(given, "kind", ""),
 )
+@pytest.mark.fault("B2")
 def test_a_listing_that_never_comes_is_a_clear_error(
     fault: Fault, said: str, hub: TestHub, world: World
 ) -> None:
@@ -184,6 +186,7 @@ def test_an_endless_listing_is_cut_off(
         HUB.resolve(reference("hf:owner/name"), world)
 
 
+@pytest.mark.fault("E4")
 def test_only_safe_files_are_ever_asked_for(hub: TestHub, world: World) -> None:
     unsafe = ["pytorch_model.bin", "model.pt", "data.pkl", "modeling.py", "setup.sh", "x.onnx"]
     hub.add_repository("owner/name", {**MODEL, **dict.fromkeys(unsafe, b"x")})
@@ -195,6 +198,7 @@ def test_only_safe_files_are_ever_asked_for(hub: TestHub, world: World) -> None:
 
 
 @pytest.mark.parametrize("include", [(), ("*.bin",), ("*.py",)])
+@pytest.mark.fault("E4")
 def test_a_repository_with_pickles_only_is_refused(
     include: tuple[str, ...], hub: TestHub, world: World
 ) -> None:
@@ -271,6 +275,7 @@ def test_include_chooses_and_a_pattern_without_a_match_is_named(hub: TestHub, wo
     ["../evil.json", "/etc/passwd.json", "a/../../b.json", "a\r\nX: y.json", "a\\..\\b.json",
      "con.json", "a//b.json", "x\0.json", "C:evil.json", "./a.json"],
 )  # fmt: skip
+@pytest.mark.fault("E6")
 def test_a_listing_with_an_evil_name_is_refused_and_nothing_is_written(
     name: str, hub: TestHub, world: World, tmp_path: Path
 ) -> None:
@@ -292,6 +297,7 @@ def test_a_listing_with_an_evil_name_is_refused_and_nothing_is_written(
         {"rfilename": "a.gguf", "size": 5, "lfs": {"sha256": "x", "size": 5, "pointerSize": 1}},
     ],
 )  # fmt: skip
+@pytest.mark.fault("E6")
 def test_a_listing_that_lies_is_refused(
     sibling: dict[str, object], hub: TestHub, world: World
 ) -> None:
@@ -300,6 +306,7 @@ def test_a_listing_that_lies_is_refused(
         HUB.resolve(reference("hf:owner/name"), world)
 
 
+@pytest.mark.fault("E6")
 def test_a_listing_of_more_than_100_000_files_is_refused(hub: TestHub, world: World) -> None:
     siblings = [{"rfilename": f"{n}.json", "size": 1} for n in range(100_001)]
     hub.add_repository("owner/name", {}, siblings=siblings)
@@ -307,6 +314,7 @@ def test_a_listing_of_more_than_100_000_files_is_refused(hub: TestHub, world: Wo
         HUB.resolve(reference("hf:owner/name"), world)
 
 
+@pytest.mark.fault("E6")
 def test_a_size_that_is_not_true_is_an_error(hub: TestHub, world: World) -> None:
     siblings = [{"rfilename": "a.json", "size": 5, "blobId": ""}]
     hub.add_repository("owner/name", {"a.json": b"{}"}, siblings=siblings)
@@ -325,6 +333,7 @@ def test_a_size_that_is_not_true_is_an_error(hub: TestHub, world: World) -> None
         ({}, "hf:owner/name@v9", "", "has no revision 'v9'", "/commits"),
     ],
 )
+@pytest.mark.fault("B10")
 def test_a_closed_door_is_explained(
     options: dict[str, bool],
     text: str,
@@ -343,6 +352,7 @@ def test_a_closed_door_is_explained(
     assert token == "" or token not in str(caught.value) + problem.hint
 
 
+@pytest.mark.fault("B10")
 def test_a_gate_closed_after_locking_is_explained_too(hub: TestHub, world: World) -> None:
     repository = hub.add_repository("owner/name", MODEL)
     files = HUB.resolve(reference("hf:owner/name"), world).files
@@ -351,6 +361,7 @@ def test_a_gate_closed_after_locking_is_explained_too(hub: TestHub, world: World
         fetch([(HUB, file) for file in files], world, step="fetch", patience=FAST)
 
 
+@pytest.mark.fault("B8")
 def test_the_token_opens_the_gate_and_never_reaches_another_host(
     hub: TestHub, world: World
 ) -> None:
@@ -366,6 +377,7 @@ def test_the_token_opens_the_gate_and_never_reaches_another_host(
     assert "hf_test" not in repr(files)
 
 
+@pytest.mark.fault("B8")
 def test_a_listing_that_redirects_elsewhere_gets_no_token_there(hub: TestHub, world: World) -> None:
     with TestHub() as evil:
         evil.add_repository("owner/name", MODEL)
@@ -417,6 +429,7 @@ def test_an_impossible_token_is_not_sent_and_not_shown(world: World) -> None:
 
 
 @pytest.mark.parametrize("name", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
+@pytest.mark.fault("B11")
 def test_offline_variables_keep_the_hub_from_being_asked(
     name: str, hub: TestHub, world: World
 ) -> None:
@@ -619,6 +632,7 @@ def test_a_redirect_leads_where_it_says(url: str, location: str, target: str) ->
 @pytest.mark.parametrize(
     "location", ["http://a/x", "ftp://a/x", "file:///etc/passwd", "", "data:x"]
 )
+@pytest.mark.fault("B8")
 def test_a_redirect_that_weakens_is_not_followed(location: str) -> None:
     with pytest.raises(SourceError, match="redirects"):
         redirected("https://a/x", location)
@@ -814,6 +828,7 @@ def test_a_link_in_place_of_a_locked_file_is_not_followed(world: World, tmp_path
         fetch([(PATH, file)], world, step="fetch", patience=FAST)
 
 
+@pytest.mark.fault("C4")
 def test_names_that_no_stick_can_hold_are_all_told(world: World) -> None:
     make(world.folder / "docs", {"a:b": b"", "con.txt": b"", "Same": b"", "same": b"", "fine": b""})
     with pytest.raises(UnsafeInput) as caught:

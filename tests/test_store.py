@@ -29,6 +29,7 @@ def test_what_is_put_is_what_is_verified(data, tmp_path_factory):
     assert size == len(data)
 
 
+@pytest.mark.fault("A12")
 def test_one_flipped_bit_in_an_object_is_noticed_and_the_object_removed(store):
     sha256, _ = store.put(b"hello")
     path = store.object_path(sha256)
@@ -86,6 +87,7 @@ def test_sharing_holds_the_bytes_once(tmp_path):
         share_or_copy(tmp_path / "a", tmp_path / "b", link=True)
 
 
+@pytest.mark.fault("A4")
 def test_a_full_disk_names_the_figures_and_the_way_on(tmp_path):
     with pytest.raises(DoesNotFit) as caught, full_disk_is_an_error(tmp_path, "model.gguf"):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -100,6 +102,7 @@ def _hold(root, started, seconds):
         time.sleep(seconds)
 
 
+@pytest.mark.fault("A9")
 def test_a_lock_is_exclusive_and_dies_with_its_process(store):
     context = multiprocessing.get_context("spawn")
     started = context.Event()

@@ -260,7 +260,21 @@ THIRTEEN = {
 }
 
 
-@pytest.mark.parametrize("fault", THIRTEEN.values(), ids=THIRTEEN.keys())
+def marked(*values: object) -> object:
+    """Return a test's parameters, the last being the number in the fault catalogue."""
+    return pytest.param(*values[:-1], marks=pytest.mark.fault(str(values[-1])))
+
+
+NUMBERS = ["B5", "B6", "A12", "A12", "B4", "B2", "B13", "B4", "B1", "B7", "B3", "B2", "B5"]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(fault, id=name, marks=pytest.mark.fault(number))
+        for (name, fault), number in zip(THIRTEEN.items(), NUMBERS, strict=True)
+    ],
+)
 def test_each_of_the_13_faults_ends_in_the_right_bytes(fault, hub: TestHub, world: World) -> None:
     fault(hub, world)
     assert_whole_and_clean(world)
@@ -270,9 +284,13 @@ def test_each_of_the_13_faults_ends_in_the_right_bytes(fault, hub: TestHub, worl
 @pytest.mark.parametrize(
     "fault",
     [
-        Fault.wrong_range(), Fault.endless(), Fault.lying_length(-5000), Fault.lying_length(5000),
-        Fault.gzip(), Fault.redirect_loop(), Fault.status(408), Fault.status(504),
-        Fault.status(429, retry_after="Thu, 01 Jan 1970 00:00:00 GMT"), Fault.status(429),
+        marked(fault, number) for fault, number in (
+            (Fault.wrong_range(), "B7"), (Fault.endless(), "B9"), (Fault.lying_length(-5000), "B9"),
+            (Fault.lying_length(5000), "B9"), (Fault.gzip(), "B9"), (Fault.redirect_loop(), "B8"),
+            (Fault.status(408), "B2"), (Fault.status(504), "B2"),
+            (Fault.status(429, retry_after="Thu, 01 Jan 1970 00:00:00 GMT"), "B3"),
+            (Fault.status(429), "B3"),
+        )
     ],
     ids=lambda fault: f"{fault.kind}{fault.status_code if fault.kind == 'status' else ''}",
 )  # fmt: skip
@@ -293,16 +311,16 @@ def test_a_fault_that_passes_does_no_harm(
 @pytest.mark.parametrize(
     ("fault", "error"),
     [
-        (Fault.wrong_bytes(), DamagedError),
-        (Fault.changed(OTHER), DamagedError),
-        (Fault.changed(OTHER[:1000]), DamagedError),
-        (Fault.captive_page(), DamagedError),
-        (Fault.status(500), SourceError),
-        (Fault.status(404), SourceError),
-        (Fault.reset(), SourceError),
-        (Fault.early_close(5000), SourceError),
-        (Fault.gzip(), SourceError),
-        (Fault.lying_length(-5000), DamagedError),
+        marked(Fault.wrong_bytes(), DamagedError, "B5"),
+        marked(Fault.changed(OTHER), DamagedError, "B6"),
+        marked(Fault.changed(OTHER[:1000]), DamagedError, "B6"),
+        marked(Fault.captive_page(), DamagedError, "B5"),
+        marked(Fault.status(500), SourceError, "B2"),
+        marked(Fault.status(404), SourceError, "B10"),
+        marked(Fault.reset(), SourceError, "B4"),
+        marked(Fault.early_close(5000), SourceError, "B4"),
+        marked(Fault.gzip(), SourceError, "B9"),
+        marked(Fault.lying_length(-5000), DamagedError, "B9"),
     ],
     ids=lambda given: getattr(given, "kind", ""),
 )
@@ -318,6 +336,7 @@ def test_a_fault_that_stays_is_an_error_and_nothing_enters_the_store(
     assert hub.bytes_sent(CDN) < 3.01 * len(WEIGHTS), "asked too often"
 
 
+@pytest.mark.fault("B8")
 def test_a_redirect_loop_is_left_after_ten_hops(hub: TestHub, world: World) -> None:
     hub.inject(RESOLVE, Fault.redirect_loop(), always=True)
     with pytest.raises(SourceError, match="redirected more than 10 times"):
@@ -325,12 +344,14 @@ def test_a_redirect_loop_is_left_after_ten_hops(hub: TestHub, world: World) -> N
     assert len(hub.requests(RESOLVE)) == 11
 
 
+@pytest.mark.fault("B9")
 def test_an_endless_body_is_stopped_at_the_expected_size(hub: TestHub, world: World) -> None:
     hub.inject(CDN, Fault.endless(), always=True)
     get(hub, world)
     assert_whole_and_clean(world)
 
 
+@pytest.mark.fault("B1")
 def test_a_server_that_hardly_sends_anything_is_left(
     hub: TestHub, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -346,6 +367,7 @@ def test_a_server_that_hardly_sends_anything_is_left(
 
 
 @pytest.mark.parametrize("percent", [10, 50, 99])
+@pytest.mark.fault("B13")
 def test_after_kill_9_at_most_8_mib_are_sent_again(
     percent: int, hub: TestHub, world: World
 ) -> None:
@@ -361,6 +383,7 @@ def test_after_kill_9_at_most_8_mib_are_sent_again(
     assert 0 <= again <= 8 * MIB
 
 
+@pytest.mark.fault("B13")
 def test_kill_9_after_the_last_byte_sends_nothing_again(hub: TestHub, world: World) -> None:
     part = world.store.part_path(locked(hub).sha256)
     part.write_bytes(WEIGHTS)
@@ -389,6 +412,7 @@ def test_a_part_that_is_damaged_at_its_beginning_is_fetched_again_once(
     assert_whole_and_clean(world)
 
 
+@pytest.mark.fault("B6")
 def test_a_part_of_another_version_is_not_continued(hub: TestHub, world: World) -> None:
     sha256 = locked(hub).sha256
     world.store.part_path(sha256).write_bytes(OTHER[: 13 * MIB])
@@ -399,6 +423,7 @@ def test_a_part_of_another_version_is_not_continued(hub: TestHub, world: World) 
     assert_whole_and_clean(world)
 
 
+@pytest.mark.fault("A3")
 def test_control_c_stops_at_once_and_keeps_the_part(hub: TestHub, world: World) -> None:
     at = 10 * MIB
     hub.inject(CDN, Fault.stall(at))
@@ -413,6 +438,7 @@ def test_control_c_stops_at_once_and_keeps_the_part(hub: TestHub, world: World) 
     assert hub.bytes_sent(CDN) <= len(WEIGHTS) + 4 * MIB
 
 
+@pytest.mark.fault("A8")
 def test_two_processes_fetch_the_same_file_once(hub: TestHub, world: World) -> None:
     hub.inject(CDN, Fault.slow(0.003), always=True)
     both = [child(hub, world), child(hub, world)]
@@ -425,6 +451,7 @@ def test_two_processes_fetch_the_same_file_once(hub: TestHub, world: World) -> N
 
 
 @pytest.mark.parametrize("way", ["--offline", "HF_HUB_OFFLINE"])
+@pytest.mark.fault("B11")
 def test_offline_makes_no_connection_and_lists_what_is_missing(
     way: str, hub: TestHub, world: World
 ) -> None:
@@ -445,6 +472,7 @@ def test_offline_makes_no_connection_and_lists_what_is_missing(
     assert process.returncode == SourceError.exit_code
 
 
+@pytest.mark.fault("B11")
 def test_offline_is_enough_when_everything_is_in_the_store(hub: TestHub, world: World) -> None:
     get(hub, world)
     before = hub.connections
@@ -453,6 +481,7 @@ def test_offline_is_enough_when_everything_is_in_the_store(hub: TestHub, world: 
     assert hub.connections == before
 
 
+@pytest.mark.fault("A4")
 def test_no_room_is_said_before_the_first_byte(hub: TestHub, world: World) -> None:
     huge = LockedFile(
         path="huge.gguf", size_bytes=1 << 55, sha256="ab" * 32, addresses=locked(hub).addresses
@@ -462,6 +491,7 @@ def test_no_room_is_said_before_the_first_byte(hub: TestHub, world: World) -> No
     assert hub.connections == 0
 
 
+@pytest.mark.fault("A4")
 def test_a_disk_that_ends_early_is_a_clear_error_and_keeps_the_part(
     hub: TestHub, world: World
 ) -> None:
@@ -476,6 +506,7 @@ def test_a_disk_that_ends_early_is_a_clear_error_and_keeps_the_part(
 # -- other places ------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("B12")
 def test_a_mirror_with_other_bytes_is_found_out(hub: TestHub, tmp_path: Path) -> None:
     with TestHub() as mirror:
         mirror.add_repository("owner/name", {"model.safetensors": OTHER})
@@ -500,6 +531,7 @@ def test_the_next_mirror_continues_where_the_first_one_broke(hub: TestHub, world
     assert hub.bytes_sent("/files/*.zim") < len(WEIGHTS) + 100
 
 
+@pytest.mark.fault("B12")
 def test_a_bad_mirror_is_passed_over(hub: TestHub, world: World) -> None:
     bad = [hub.add_file(f"{name}/wiki.zim", OTHER) for name in ("a", "b")]
     good = hub.add_file("c/wiki.zim", WEIGHTS)
@@ -556,6 +588,7 @@ def test_the_cache_of_huggingface_hub_is_used_after_hashing(
     assert hub.connections == 0
 
 
+@pytest.mark.fault("B14")
 def test_a_damaged_file_in_the_cache_of_huggingface_hub_is_not_used(
     hub: TestHub, world: World, tmp_path: Path
 ) -> None:
@@ -671,6 +704,7 @@ def small_hub() -> Iterator[TestHub]:
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(faults=st.lists(_FAULTS, max_size=6), attempts=st.integers(1, 4), number=st.uuids())
+@pytest.mark.fault("B4")
 def test_whatever_goes_wrong_and_however_often_we_begin_anew_the_object_is_right(
     faults: list[Fault],
     attempts: int,

@@ -66,6 +66,7 @@ def test_sha256sum_alone_can_check_a_bundle(bundle):
     assert done.stdout.count(b": OK") == len(FILES) + 2
 
 
+@pytest.mark.fault("C6")
 def test_one_changed_byte_is_named(bundle):
     data = bytearray(FILES["models/a.gguf"])
     data[1000] ^= 1
@@ -73,6 +74,7 @@ def test_one_changed_byte_is_named(bundle):
     assert kinds(bundle) == {("changed", "models/a.gguf")}
 
 
+@pytest.mark.fault("C7")
 def test_missing_extra_and_renamed_files_are_told_apart(bundle):
     (bundle / "corpora/b.zim").rename(bundle / "corpora/c.zim")
     (bundle / "start").unlink()
@@ -88,6 +90,7 @@ def test_a_link_in_a_bundle_is_unsafe_and_not_followed(bundle):
     assert ("unsafe", "start") in kinds(bundle)
 
 
+@pytest.mark.fault("C7")
 def test_swapped_files_are_both_named(bundle):
     a, b = (FILES[p] for p in ("models/a.gguf", "corpora/b.zim"))
     spoil(bundle / "models/a.gguf", b)
@@ -97,6 +100,7 @@ def test_swapped_files_are_both_named(bundle):
 
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
+@pytest.mark.fault("C6")
 def test_no_flipped_bit_anywhere_goes_unnoticed(data, flipped_bundle):
     path = data.draw(st.sampled_from(sorted(p for p in flipped_bundle.rglob("*") if p.is_file())))
     content = path.read_bytes()
@@ -163,6 +167,7 @@ def test_a_damaged_object_never_gets_into_a_bundle_and_the_old_one_stays(tmp_pat
     assert kinds(bundle) == set()
 
 
+@pytest.mark.fault("C5")
 def test_a_program_that_lost_its_executable_bit_is_named(tmp_path):
     bundle, *_ = sealed(tmp_path, {**FILES})
     assert kinds(bundle) == set()
@@ -203,6 +208,7 @@ def test_a_build_killed_while_swapping_leaves_one_whole_bundle(tmp_path):
     assert os.listdir(bundle.parent) == ["b"]
 
 
+@pytest.mark.fault("C4")
 def test_two_names_that_differ_only_in_case_are_refused():
     layout = Layout()
     layout.add_data("A/x", b"1")

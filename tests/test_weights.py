@@ -175,6 +175,7 @@ def full_file(version: int = 3) -> bytes:
 
 
 @pytest.mark.parametrize("name", MALFORMED)
+@pytest.mark.fault("E1")
 def test_a_malformed_gguf_is_refused_at_once_with_its_reason(name):
     raw, reason = MALFORMED[name]
     started = time.perf_counter()
@@ -187,6 +188,7 @@ def test_a_malformed_gguf_is_refused_at_once_with_its_reason(name):
     assert caught.value.problems[0].hint
 
 
+@pytest.mark.fault("E1")
 def test_the_49_bytes_that_stop_others_are_refused():
     raw = gguf([KEY + ARRAY + STRING + u64(1 << 40)])
     assert len(raw.rstrip(b"\0")) <= 49
@@ -299,12 +301,14 @@ def test_a_long_header_is_fetched_in_doubling_windows():
     assert sum(length for _, length in asked) <= 2 * len(raw) + FIRST_WINDOW_BYTES
 
 
+@pytest.mark.fault("E2")
 def test_a_file_shorter_than_promised_is_refused():
     raw = full_file()
     with pytest.raises(UnsafeInput, match="gave only"):
         read_gguf_header(lambda start, length: raw[start : start + 100], len(raw))
 
 
+@pytest.mark.fault("E1")
 def test_every_truncation_is_refused():
     raw = full_file()
     for length in range(len(raw) - 32):
@@ -338,6 +342,7 @@ def mutated(raw: bytes, rng: random.Random) -> bytes:
 
 
 @pytest.mark.parametrize("seed", range(10))
+@pytest.mark.fault("E1")
 def test_a_mutated_gguf_is_refused_or_valid_and_nothing_else(seed):
     rng = random.Random(seed)
     originals = [full_file(2), full_file(3)]
@@ -361,6 +366,7 @@ def test_a_mutated_gguf_is_refused_or_valid_and_nothing_else(seed):
 
 
 @given(st.binary(max_size=400))
+@pytest.mark.fault("E1")
 def test_any_bytes_after_the_magic_are_refused_or_valid(raw):
     try:
         read_bytes(b"GGUF\x03\0\0\0" + raw)
@@ -382,6 +388,7 @@ print(re.search(r"VmHWM:\\s*(\\d+) kB", pathlib.Path("/proc/self/status").read_t
 """
 
 
+@pytest.mark.fault("E1")
 def test_hostile_files_cost_less_than_100_mb(tmp_path):
     for number, (raw, _) in enumerate(MALFORMED.values()):
         (tmp_path / f"{number}.gguf").write_bytes(raw)
@@ -468,6 +475,7 @@ ATTACKS: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.fault("E3")
 def test_an_attack_by_safetensors_is_refused_at_once(name):
     raw, reason = ATTACKS[name]
     started = time.perf_counter()
@@ -498,6 +506,7 @@ def test_safetensors_of_the_reference_library_are_read(tmp_path):
 
 @settings(max_examples=200)
 @given(st.integers(0, 1 << 32), st.data())
+@pytest.mark.fault("E3")
 def test_mutated_safetensors_are_refused_or_valid_and_nothing_else(seed, data):
     raw = safetensors(
         {"__metadata__": {"x": "y"}, "a": st_entry(), "b": st_entry(8, 16)}, bytes(16)
@@ -511,6 +520,7 @@ def test_mutated_safetensors_are_refused_or_valid_and_nothing_else(seed, data):
 
 
 @given(st.binary(max_size=200))
+@pytest.mark.fault("E3")
 def test_any_bytes_as_a_safetensors_header_are_refused_or_valid(raw):
     try:
         read_safe(safetensors(b"{" + raw))

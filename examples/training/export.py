@@ -1,4 +1,4 @@
-"""Write a checkpoint of train.py as a Hugging Face folder: Llama, safetensors in bfloat16.
+"""Write a checkpoint of train.py as a Hugging Face folder: safetensors in bfloat16.
 
 python export.py CHECKPOINT TOKENIZER_MODEL OUTPUT_FOLDER
 """
@@ -27,8 +27,8 @@ CHAT_TEMPLATE = (
 def model_config(config: Config) -> dict[str, Any]:
     """config.json."""
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": ["Qwen2ForCausalLM" if config.is_qwen2 else "LlamaForCausalLM"],
+        "model_type": config.family,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.feed_forward_size,
         "num_hidden_layers": config.layers,
@@ -40,7 +40,7 @@ def model_config(config: Config) -> dict[str, Any]:
         "rms_norm_eps": config.norm_epsilon,
         "rope_theta": config.rope_base,
         "hidden_act": "silu",
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": not config.is_qwen2,
         "bos_token_id": BEGIN,
         "eos_token_id": END_OF_TURN,
         "torch_dtype": "bfloat16",
@@ -82,9 +82,9 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def write_folder(weights_by_name: dict[str, Tensor], config: Config, folder: Path) -> None:
-    """Write all but the tokenizer; the output matrix is the embedding and is not repeated."""
+    """Write all but the tokenizer; a Llama's output matrix is its embedding, not repeated."""
     tensors = {
-        f"model.{name}": tensor.detach().to(torch.bfloat16).contiguous()
+        (name if name.startswith("lm_head") else f"model.{name}"): tensor.detach().to(torch.bfloat16).contiguous()
         for name, tensor in weights_by_name.items()
     }
     folder.mkdir(parents=True, exist_ok=True)

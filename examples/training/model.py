@@ -27,6 +27,18 @@ class Config:
     context_tokens: int = 1024
     norm_epsilon: float = 1e-5
     rope_base: float = 10_000.0
+    family: str = "llama"
+
+    @property
+    def is_qwen2(self) -> bool:
+        """Qwen2 has biases on queries, keys and values, and here an output matrix of its own."""
+        return self.family == "qwen2"
+
+
+FAMILIES = {
+    "llama": Config(),
+    "qwen2": Config(layers=4, norm_epsilon=1e-6, rope_base=1_000_000.0, family="qwen2"),
+}
 
 
 # (keys, values) of one layer, each [batch, key_value_heads, tokens, head_size].
@@ -55,9 +67,9 @@ class Attention(nn.Module):
         self.config = config
         query_size = config.heads * config.head_size
         key_value_size = config.key_value_heads * config.head_size
-        self.q_proj = nn.Linear(config.hidden_size, query_size, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, key_value_size, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, key_value_size, bias=False)
+        self.q_proj = nn.Linear(config.hidden_size, query_size, bias=config.is_qwen2)
+        self.k_proj = nn.Linear(config.hidden_size, key_value_size, bias=config.is_qwen2)
+        self.v_proj = nn.Linear(config.hidden_size, key_value_size, bias=config.is_qwen2)
         self.o_proj = nn.Linear(query_size, config.hidden_size, bias=False)
 
     def split(self, projected: Tensor, heads: int) -> Tensor:
@@ -121,7 +133,7 @@ class Layer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The whole model; the embedding is also the output matrix."""
+    """The whole model; in a Llama the embedding is also the output matrix."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -129,6 +141,8 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocabulary_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm = nn.RMSNorm(config.hidden_size, config.norm_epsilon)
+        if config.is_qwen2:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocabulary_size, bias=False)
         cosines, sines = rotary_angles(config)
         self.register_buffer("cosines", cosines, persistent=False)
         self.register_buffer("sines", sines, persistent=False)
@@ -137,6 +151,8 @@ class Decoder(nn.Module):
                 residual = name.endswith(("o_proj.weight", "down_proj.weight"))
                 scale = 0.02 / (math.sqrt(2 * config.layers) if residual else 1.0)
                 nn.init.normal_(parameter, 0.0, scale)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
 
     def forward(
         self, tokens: Tensor, caches: list[LayerCache] | None = None
@@ -169,7 +185,8 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., hidden_size] to [..., vocabulary_size]."""
-        return functional.linear(hidden, self.embed_tokens.weight)
+        head = self.lm_head if self.config.is_qwen2 else self.embed_tokens
+        return functional.linear(hidden, head.weight)
 
     def load_exported(self, folder: Path) -> None:
         """Take the weights of a Hugging Face folder with the same sizes.
@@ -201,6 +218,7 @@ def load_model(folder: Path) -> Decoder:
             context_tokens=sizes["max_position_embeddings"],
             norm_epsilon=sizes["rms_norm_eps"],
             rope_base=sizes["rope_theta"],
+            family=sizes["model_type"],
         )
     )
     model.load_exported(folder)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import data
 import torch
-from model import Config, Decoder
+from model import FAMILIES, Config, Decoder
 from tokenizer import Encoded, Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
@@ -270,7 +270,7 @@ class Run:
         matrices = {
             name: parameter
             for name, parameter in named.items()
-            if parameter.dim() > 1 and not name.startswith("embed")
+            if parameter.dim() > 1 and not name.startswith(("embed", "lm_head"))
         }
         self.muon = Orthogonaliser(matrices)
         vectors = [parameter for name, parameter in named.items() if name not in matrices]
@@ -368,6 +368,7 @@ def main() -> None:
     parser.add_argument("--start-from", type=Path, help="Hugging Face folder to begin with")
     parser.add_argument("--stage", type=int, choices=sorted(STAGES), required=True)
     parser.add_argument("--minutes", type=float, required=True)
+    parser.add_argument("--family", choices=sorted(FAMILIES), default="llama")
     parser.add_argument("--begin-at", type=float, default=0.0, help="share of the schedule")
     parser.add_argument("--frozen-layers", type=int, default=0, help="lowest layers to keep")
     parser.add_argument("--batch-tokens", type=int, default=4096)
@@ -379,7 +380,7 @@ def main() -> None:
     torch.manual_seed(options.seed)
     training, held_out = data.split_senses(data.read_wordnet(options.wordnet), data.HELD_OUT_LIST)
     tokenizer = Tokenizer(options.tokenizer)
-    model = Decoder(Config())
+    model = Decoder(FAMILIES[options.family])
     model.freeze(options.frozen_layers)
     run = Run(model, STAGES[options.stage], options.checkpoint)
     if options.checkpoint.exists():
