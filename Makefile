@@ -3,7 +3,7 @@ PYTHON ?= python3
 BUNDLER = .venv/bin/bundler
 PYTEST = .venv/bin/python -m pytest
 
-.PHONY: bench-media bench-plan demo faults test check setup setup-test lint types requirements clean
+.PHONY: bench-media bench-update bench-plan demo faults test check setup setup-test lint types requirements clean
 
 demo: setup
 	@$(BUNDLER) lock recipes/quickstart.toml --progress quiet
@@ -40,3 +40,7 @@ bench-media: setup-test
 # Every case of the fault catalogue, long sweeps included (half an hour): what was tried, what held.
 faults: setup-test
 	@.venv/bin/python tools/faults.py
+
+# What an update costs in bytes: a model quantized anew, a library a month later. Takes minutes.
+bench-update: setup-test
+	@.venv/bin/python bench/update.py

@@ -3,8 +3,8 @@
     .venv/bin/python bench/media.py                # 1 GiB of random bytes in a folder that is removed
     .venv/bin/python bench/media.py --mib 256 --runs 3
 
-Everything is read from a warm cache and in turns. Verifying is compared by wall time, sealing and
-repairing by CPU seconds of all processes. Ends with one line of JSON: median ratios, in which more
+Everything is read from a warm cache and in turns. Verifying and deploying (`bench/deploying.py`) are
+compared by wall time, sealing and repairing by CPU seconds of all processes. Ends with one line of JSON: median ratios, in which more
 is better for `times_as_fast` and less is better for `cpu_ratio`.
 """
 
@@ -17,10 +17,13 @@ import os
 import shutil
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bundler.hardware import Target
 from bundler.layout import Layout
@@ -196,6 +199,13 @@ def repaired_once(
     return seconds["ours"], looking, seconds["theirs"]
 
 
+def deploying(mib: int, runs: int, folder: Path | None) -> dict[str, float]:
+    """Compare deploying with doing its parts by hand; that bench takes its bundle from this one."""
+    from bench.deploying import deploy_ratios
+
+    return deploy_ratios(mib, runs, folder)
+
+
 def main() -> int:
     """Run the comparisons and print them."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -212,6 +222,7 @@ def main() -> int:
         figures = sealing(job, peer, words.runs)
         bundle = job.bundle()
         figures |= verifying(bundle, peer, words.runs) | repairing(bundle, peer, words.runs)
+    figures |= deploying(words.mib, words.runs, words.folder)
     for what, ratio in figures.items():
         print(f"{ratio:6.2f}  {what}")
     print(

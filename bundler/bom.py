@@ -11,26 +11,20 @@ from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import quote
 
+from bundler.attest.terms import canonical
 from bundler.manifest import BundledCorpus, BundledModel, Manifest
 from bundler.value import digest
-
-# Identifiers SPDX knows (https://spdx.org/licenses/) that models and corpora commonly carry: only
-# these may stand as `id` in CycloneDX; all else is given by `name`.
-_SPDX = {
-    "Apache-2.0", "MIT", "BSD-2-Clause", "BSD-3-Clause", "ISC", "MPL-2.0", "PSF-2.0", "Python-2.0",
-    "CC0-1.0", "CC-BY-4.0", "CC-BY-SA-3.0", "CC-BY-SA-4.0", "CC-BY-NC-4.0", "CC-BY-NC-SA-4.0",
-    "GPL-2.0-or-later", "GPL-3.0-or-later", "LGPL-2.1-or-later", "LGPL-3.0-or-later", "Unlicense",
-    "Zlib", "0BSD",
-}  # fmt: skip
 
 
 def bill_of_materials(manifest: Manifest) -> dict[str, Any]:
     """Return the bill of materials of a bundle as a CycloneDX 1.6 document."""
     identity = digest([manifest.name, manifest.version, manifest.lock_sha256])
+    digests = {file.path: file.sha256 for file in manifest.files}
     components = [
-        *_models(manifest),
-        *map(_corpus, manifest.corpora),
+        *_models(manifest, digests),
+        *(_corpus(corpus, digests[corpus.file]) for corpus in manifest.corpora),
         *map(_software, manifest.components),
     ]
     return {
@@ -65,20 +59,27 @@ def bill_of_materials(manifest: Manifest) -> dict[str, Any]:
 def _licences(word: str) -> list[dict[str, Any]]:
     if not word or word == "unknown":
         return []
-    canonical = {identifier.lower(): identifier for identifier in _SPDX}.get(word.lower())
-    return [{"license": {"id": canonical} if canonical else {"name": word}}]
+    expression = canonical(word)
+    if not expression:
+        return [{"license": {"name": word}}]
+    if " " in expression:
+        return [{"expression": expression}]
+    return [{"license": {"id": expression}}]
 
 
-def _models(manifest: Manifest) -> list[dict[str, Any]]:
+def _models(manifest: Manifest, digests: Mapping[str, str]) -> list[dict[str, Any]]:
     """Return a component for each file of each model; one that several machines share names all."""
     files: dict[tuple[str, str], list[BundledModel]] = {}
     for model in manifest.models:
         files.setdefault((model.name, model.file), []).append(model)
     count = Counter(name for name, _ in files)
-    return [_model(*same, alone=count[name] == 1) for (name, _), same in files.items()]
+    return [
+        _model(*same, alone=count[name] == 1, sha256=digests[file])
+        for (name, file), same in files.items()
+    ]
 
 
-def _model(model: BundledModel, *others: BundledModel, alone: bool) -> dict[str, Any]:
+def _model(model: BundledModel, *others: BundledModel, alone: bool, sha256: str) -> dict[str, Any]:
     tiers = [one.tier for one in (model, *others) if one.tier]
     properties = [{"name": "bundler:tier", "value": tier} for tier in tiers]
     card: dict[str, Any] = {
@@ -103,7 +104,7 @@ def _model(model: BundledModel, *others: BundledModel, alone: bool) -> dict[str,
             "modelCard": card,
         }
         | ({"properties": properties} if properties else {})
-        | _hash(model.proof.model_sha256 if model.proof else "")
+        | _hash(sha256)
     )
 
 
@@ -111,7 +112,7 @@ def _hash(sha256: str) -> dict[str, Any]:
     return {"hashes": [{"alg": "SHA-256", "content": sha256}]} if sha256 else {}
 
 
-def _corpus(corpus: BundledCorpus) -> dict[str, Any]:
+def _corpus(corpus: BundledCorpus, sha256: str) -> dict[str, Any]:
     return {
         "type": "data",
         "bom-ref": f"corpus/{corpus.name}",
@@ -119,14 +120,16 @@ def _corpus(corpus: BundledCorpus) -> dict[str, Any]:
         "version": corpus.origin.revision or "unknown",
         "description": f"{corpus.origin.reference}, {corpus.coverage.articles_indexed} articles",
         "licenses": _licences(corpus.origin.licence),
-    }
+    } | _hash(sha256)
 
 
 def _software(component: Mapping[str, Any]) -> dict[str, Any]:
+    name, version = str(component["name"]), str(component["version"])
+    wheel = any(str(path).startswith("site/") for path in component.get("files", ()))
     return {
         "type": "library",
-        "bom-ref": f"software/{component['name']}@{component['version']}",
-        "name": str(component["name"]),
-        "version": str(component["version"]),
+        "bom-ref": f"software/{name}@{version}",
+        "name": name,
+        "version": version,
         "licenses": _licences(str(component.get("licence") or "")),
-    }
+    } | ({"purl": f"pkg:pypi/{name}@{quote(version)}"} if wheel else {})

@@ -16,8 +16,17 @@ import typer
 from typer.exceptions import TyperException
 
 import bundler
-from bundler import key_commands, machine_commands, repair_commands
-from bundler.errors import BundlerError, DoesNotFit, Problem, RecipeError, StepFailed
+from bundler import (
+    command_order,
+    deploy_commands,
+    key_commands,
+    machine_commands,
+    packing_commands,
+    repair_commands,
+    update_commands,
+)
+from bundler.errors import BundlerError, RecipeError, StepFailed, of_the_system
+from bundler.starting import asked_for, start_lightly
 
 app = typer.Typer(
     name="bundler",
@@ -29,8 +38,11 @@ app = typer.Typer(
 
 app.add_typer(key_commands.app, name="key")
 app.command()(repair_commands.repair)
+app.command()(deploy_commands.deploy)
 app.command()(machine_commands.targets)
 app.command()(machine_commands.doctor)
+packing_commands.add_to(app)
+update_commands.add_to(app)
 
 # As huggingface_hub reads its own switches.
 _TRUE = frozenset({"1", "on", "yes", "true"})
@@ -88,12 +100,13 @@ Limit = Annotated[
 def main() -> None:
     """Run the command line; the entry point of the `bundler` program."""
     signal.signal(signal.SIGTERM, _terminate)
+    start_lightly()
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")
     try:
         # typer answers Ctrl-C with 130 and an explicit Exit with its code.
-        code = app(standalone_mode=False) or 0
+        code = asked_for(app, sys.argv[1:])(standalone_mode=False) or 0
         if code == 130:
             _say_interrupted()
     except BundlerError as error:
@@ -102,8 +115,7 @@ def main() -> None:
         error.show() if isinstance(error, _Showable) else typer.echo(str(error), err=True)
         code = error.exit_code
     except OSError as error:
-        problem = StepFailed(error.strerror or str(error), where=str(error.filename or ""))
-        code = _show(problem, debug)
+        code = _show(of_the_system(error), debug)
     except Exception as error:  # noqa: BLE001 - the last catcher: no traceback is for users
         code = _show(_bug(error), debug)
     sys.stdout.flush()
@@ -162,8 +174,6 @@ def _world(
     jobs: int = 4, limit_rate: str | None = None,
 ) -> Iterator[tuple]:  # type: ignore[type-arg]  # fmt: skip
     """Give (screen, world, plugins) for one command."""
-    import platformdirs
-
     from bundler.console import Screen
     from bundler.plugins import load_plugins
     from bundler.store import Store
@@ -174,12 +184,11 @@ def _world(
         cap = parse_bytes(limit_rate.removesuffix("/s")) if limit_rate else None
     except ValueError as error:
         raise RecipeError(f"--limit-rate: {error}") from error
-    root = store or Path(platformdirs.user_cache_dir("bundler"))
     with Screen(progress) as screen, _places(recipe):  # type: ignore[arg-type]
         yield (
             screen,
             World(
-                store=Store(root),
+                store=Store(machine_commands.store_folder(store)),
                 environment=dict(os.environ),
                 report=screen.report,
                 offline=offline or os.environ.get("HF_HUB_OFFLINE", "").lower() in _TRUE,
@@ -196,7 +205,7 @@ def _places(recipe: Path | None) -> Iterator[None]:
     """Give problems of the block that name a key of the recipe their line and column in it."""
     try:
         yield
-    except (RecipeError, DoesNotFit) as error:
+    except BundlerError as error:
         if recipe is None:
             raise
         from bundler.recipe_places import placed
@@ -219,9 +228,12 @@ def build(
     offline: Offline = False, store: StoreDir = None, progress: ProgressMode = "auto",
     as_json: AsJson = False, jobs: Jobs = 4, limit_rate: Limit = None,
     keys: key_commands.KeysFolder = None,
+    share: Annotated[
+        bool, typer.Option("--share", help="Refuse what may not be passed on to others.")
+    ] = False,
 ) -> None:  # fmt: skip
     """Do the main job: a recipe in, a bundle that runs with no network out."""
-    from bundler import pipeline
+    from bundler import pipeline, results
     from bundler.recipe_file import read_recipe
 
     with _world(recipe, store, progress, offline=offline, jobs=jobs, limit_rate=limit_rate) as (
@@ -232,24 +244,13 @@ def build(
         target = output or Path("dist") / read_recipe(recipe).bundle.name
         sign = key_commands.signer(key_commands.keys_folder(keys))
         built = pipeline.build(
-            recipe, target, plugins, world, locked=locked, frozen=frozen, sign=sign
+            recipe, target, plugins, world, locked=locked, frozen=frozen, sign=sign, share=share
         )
+    signed = sign is not None
     if as_json or screen.mode == "json":
-        proofs = {
-            f"{name}@{tier}" if tier else name: proof.model_dump(mode="json")
-            for (name, tier), proof in built.proofs.items()
-        }
-        screen.json({
-            "output": str(built.output), "manifest_sha256": built.manifest_sha256,
-            "proofs": proofs, "signed": sign is not None,
-        })  # fmt: skip
+        screen.json(results.built_json(built, signed=signed))
     else:
-        screen.say(f"[bold green]{built.output}[/] is ready  [dim]{built.manifest_sha256[:16]}[/]")
-        screen.say(
-            f"[dim]start it: {built.output}/start   what was measured: {built.output}/report.html[/]"
-        )
-        if sign is None:
-            screen.say("[dim]it is not signed; to sign what you build: bundler key new[/]")
+        results.show_built(screen, built, signed=signed)
 
 
 @app.command()
@@ -330,10 +331,10 @@ def verify(
     progress: ProgressMode = "auto", as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Say who made a bundle, and read every byte of it: what is missing, extra or changed."""
+    from bundler import results
     from bundler.console import Screen
     from bundler.errors import DamagedError
     from bundler.events import Progress
-    from bundler.value import format_bytes
     from bundler.verify import verify_bundle
 
     with Screen(progress) as screen:
@@ -343,29 +344,15 @@ def verify(
             progress=lambda done, total: screen.report(Progress("verify", done, total)),
         )
     if as_json or screen.mode == "json":
-        screen.json({
-            "bundle": found.manifest.name, "version": found.manifest.version,
-            "manifest_sha256": found.manifest_sha256, "files": found.files,
-            "size_bytes": found.size_bytes,
-            "findings": [{"path": f.path, "kind": f.kind, "detail": f.detail, "ranges": f.ranges}
-                         for f in found.findings],
-        })  # fmt: skip
+        screen.json(results.findings_json(found))
     if found.findings:
-        repair = f"what can be brought back: bundler repair {bundle}"
-        foreign = "it is not of this bundle: remove it, or move it elsewhere"
-        raise DamagedError([
-            Problem(str(finding), str(bundle), foreign if finding.kind == "extra" else repair)
-            for finding in found.findings
-        ])  # fmt: skip
-    signed_by = "" if unsigned else key_commands.signed_by(bundle, keys, allow_older=allow_older)
+        raise DamagedError(results.finding_problems(bundle, found))
+    read = (found.manifest, found.manifest_data)
+    signed_by = "" if unsigned else key_commands.signed_by(
+        bundle, keys, allow_older=allow_older, read=read
+    )  # fmt: skip
     if not as_json:
-        screen.say(
-            f"{found.manifest.name} {found.manifest.version}: all {found.files} files "
-            f"({format_bytes(found.size_bytes)}) are as the manifest says"
-        )
-        screen.say(
-            signed_by or "[dim]this finds accidents; it does not tell who made the bundle[/]"
-        )
+        results.show_whole(screen, found, signed_by)
 
 
 @app.command()
@@ -444,6 +431,8 @@ def init(
         ) from error
     Screen("plain").say(f"wrote {path}; next: bundler plan {path}")
 
+
+command_order.in_order(app)
 
 if __name__ == "__main__":
     main()

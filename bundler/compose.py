@@ -21,12 +21,28 @@ from pathlib import Path
 from typing import Any
 
 import bundler
+from bundler.attest.provenance import PROVENANCE_NAME, provenance
+from bundler.attest.verdicts import licences_page
 from bundler.bom import bill_of_materials
 from bundler.execute import Results
+from bundler.far_end.carried import (
+    PAR2_IN_SITE,
+    PAR2_TWIN,
+    RESCUE,
+    carried_files,
+    rescue_script,
+)
 from bundler.layout import Layout
 from bundler.lock import Lock, Resolution
-from bundler.manifest import BundledCorpus, BundledModel, BundledTier, Manifest, Origin
-from bundler.plan import Choice, FileInput, Plan
+from bundler.manifest import (
+    BundledCompanion,
+    BundledCorpus,
+    BundledModel,
+    BundledTier,
+    Manifest,
+    Origin,
+)
+from bundler.plan import Choice, Companion, FileInput, Plan
 from bundler.planning.tiers import bundled_tiers, recipe_digest
 from bundler.proof import Coverage, Proof
 from bundler.recipe import Recipe
@@ -85,9 +101,13 @@ def compose(
         step_keys=dict(results.keys),
         files=(),
     )
+    manifest = manifest.model_copy(update={"files": layout.files()})
+    layout.add_data("licenses/INDEX.txt", licences_page(manifest).encode())
     layout.add_data("bom.cdx.json", pretty_json(bill_of_materials(manifest)).encode())
     layout.add_data("report.html", report_html(manifest, plan).encode())
     layout.add_data("README.html", readme_html(manifest).encode())
+    made_from = provenance(manifest, layout.files(), lock)
+    layout.add_data(PROVENANCE_NAME, pretty_json(made_from).encode())
     return Composition(layout, manifest.model_copy(update={"files": layout.files()}))
 
 
@@ -122,6 +142,14 @@ class ModelPaths:
             self._by_digest[sha256] = next(path for path in paths if path.casefold() not in taken)
         return self._by_digest[sha256]
 
+    def beside(self, choice: Choice, companion: Companion) -> str:
+        """Return the place of a file that a model runs with."""
+        sha256 = companion.file.sha256
+        if sha256 not in self._by_digest:
+            folder = f"models/{choice.model}/{companion.kind}"
+            self._by_digest[sha256] = f"{folder}-{sha256[:12]}.{choice.offer.format}"
+        return self._by_digest[sha256]
+
 
 def _add_model(
     layout: Layout, placed: ModelPaths, choice: Choice, recipe: Recipe, lock: Lock,
@@ -151,7 +179,29 @@ def _add_model(
         gpu_layers=offer.gpu_layers,
         origin=_origin(lock.models[choice.model].resolution, recipe.models[choice.model].licence),
         proof=proofs.get((choice.model, choice.tier)),
+        companions=_add_companions(layout, placed, choice, recipe, lock),
     )
+
+
+def _add_companions(
+    layout: Layout, placed: ModelPaths, choice: Choice, recipe: Recipe, lock: Lock
+) -> tuple[BundledCompanion, ...]:
+    """Add what a model runs with, beside it."""
+    locked, request = lock.models[choice.model], recipe.models[choice.model]
+    found: list[BundledCompanion] = []
+    for key, companion in zip(locked.beside, choice.offer.companions, strict=True):
+        path = placed.beside(choice, companion)
+        layout.add_object(path, companion.file.sha256, companion.file.size_bytes)
+        number = len(found)
+        adapter = companion.kind == "adapter"
+        licence = request.adapters[number].licence if adapter else request.licence
+        origin = _origin(locked.beside[key], licence)
+        found.append(
+            BundledCompanion(
+                kind=companion.kind, file=path, scale=companion.scale, origin=origin
+            )
+        )  # fmt: skip
+    return tuple(found)
 
 
 def _add_corpus(
@@ -183,6 +233,10 @@ def _add_runtimes(layout: Layout, lock: Lock, results: Results) -> tuple[Mapping
             layout.add_object(
                 f"runtime/{platform}/{path}", sha256, size_bytes, executable=path in executables
             )
+            if path == PAR2_IN_SITE:
+                layout.add_object(
+                    f"runtime/{platform}/{PAR2_TWIN}", sha256, size_bytes, executable=True
+                )
         for component in result.facts.get("components", ()):
             components[component["name"], component["version"]] = component
     return tuple(components[key] for key in sorted(components))
@@ -194,6 +248,12 @@ def _add_licences(layout: Layout, recipe: Recipe, lock: Lock, plan: Plan) -> Non
     chosen = {choice.model for choice in plan.choices}
     bodies: list[tuple[str, Resolution]] = [
         *((f"models-{n}", m.resolution) for n, m in lock.models.items() if n in chosen),
+        *(
+            (f"models-{n}-{key.replace('[', '-').rstrip(']')}", one)
+            for n, m in lock.models.items()
+            if n in chosen
+            for key, one in m.beside.items()
+        ),
         *((f"corpora-{n}", r) for n, r in lock.corpora.items() if n in recipe.corpora),
     ]
     for label, resolution in bodies:
@@ -232,8 +292,9 @@ def station_files() -> Iterable[tuple[str, bytes]]:
 
 
 def _add_station(layout: Layout) -> None:
-    for path, data in station_files():
+    for path, data in (*station_files(), *carried_files()):
         layout.add_data(f"app/{path}", data)
+    layout.add_data(RESCUE, rescue_script())
 
 
 def station_settings(
@@ -272,6 +333,7 @@ def station_settings(
                 "tier": model.tier,
                 "quant": model.quant,
                 "memory_bytes": model.predicted_memory.total_bytes,
+                **_companion_settings(model),
             }
             for model in models
         ],
@@ -287,6 +349,18 @@ def station_settings(
             for corpus in corpora
         ],
     }
+
+
+def _companion_settings(model: BundledModel) -> dict[str, Any]:
+    """Return what `station.json` says of what a model runs with; nothing where it is alone."""
+    adapters = [
+        {"file": one.file, "scale": one.scale} for one in model.companions if one.kind == "adapter"
+    ]
+    found: dict[str, Any] = {"adapters": adapters} if adapters else {}
+    for one in model.companions:
+        if one.kind == "projector":
+            found["projector"] = one.file
+    return found
 
 
 def _gpu_layers(model: BundledModel, recipe: Recipe, on_processor: Set[str]) -> int:

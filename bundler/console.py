@@ -8,55 +8,56 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console as RichConsole
 from rich.markup import escape
-from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn
-from rich.progress import Progress as Bars
-from rich.table import Table
-from rich.text import Text
 
 from bundler.errors import BundlerError
 from bundler.events import Event, Note, Progress, StepFinished, StepStarted
-from bundler.value import canonical_json, format_bytes
+from bundler.printable import printable, printable_json
+from bundler.value import format_size
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+    from rich.progress import TaskID
+    from rich.table import Table
+    from rich.text import Text
 
 Mode = Literal["auto", "tty", "plain", "quiet", "json"]
 # A log line at most this often, as restic does off a terminal.
 PLAIN_EVERY_SECONDS = 5.0
+# What takes longer than this is said when it begins, too.
+PLAIN_AFTER_SECONDS = 2.0
 
 
 def amount(done: float, total: float | None, unit: str) -> str:
-    """Write how far something is: `1.2 GiB of 4.0 GiB`, `512 of 4096 tokens`."""
+    """Write how far something is: `1.20 GB of 4.00 GB`, `512 of 4096 tokens`."""
     if unit == "bytes":
-        text = format_bytes(int(done))
-        return f"{text} of {format_bytes(int(total))}" if total else text
+        text = format_size(int(done))
+        return f"{text} of {format_size(int(total))}" if total else text
     return f"{done:,.0f} of {total:,.0f} {unit}" if total else f"{done:,.0f} {unit}"
 
 
-class _Amount(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        if task.total is None and not task.completed:
-            return Text("")
-        return Text(amount(task.completed, task.total, task.fields["unit"]), style="cyan")
+def pace(done: float, left: float, seconds: float, unit: str) -> str:
+    """Write how fast something goes, and for how long yet: `, 12.0 MB/s, 3 min 20 s left`.
+
+    >>> pace(30_000_000, 600_000_000, 5, "bytes")
+    ', 6.00 MB/s, 1 min 40 s left'
+    """
+    if done <= 0 or seconds <= 0:
+        return ""
+    rate = done / seconds
+    fast = f"{format_size(int(rate))}/s" if unit == "bytes" else f"{rate:,.0f} {unit}/s"
+    return f", {fast}, {duration(left / rate)} left" if left > 0 else f", {fast}"
 
 
-class _RateAndEta(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        speed = task.speed or task.finished_speed
-        if not speed:
-            return Text("")
-        unit = task.fields["unit"]
-        rate = f"{format_bytes(int(speed))}/s" if unit == "bytes" else f"{speed:,.0f} {unit}/s"
-        left = task.time_remaining
-        eta = f", {_duration(left)} left" if left else ""
-        return Text(rate + eta, style="dim")
-
-
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Write a duration: `2 h 5 min`, `1 min 40 s`, `7 s`."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
@@ -68,25 +69,28 @@ class Screen:
     """Shows events in one of four ways; a context manager, so that moving lines are put away."""
 
     def __init__(self, mode: Mode = "auto") -> None:
-        self.out = RichConsole(highlight=False, soft_wrap=True)
-        self.err = RichConsole(stderr=True, highlight=False, soft_wrap=True)
+        # Names of models and files hold colons: no `:word:` of theirs is a picture.
+        self.out = RichConsole(highlight=False, soft_wrap=True, emoji=False)
+        self.err = RichConsole(stderr=True, highlight=False, soft_wrap=True, emoji=False)
         if mode == "auto":
             mode = "tty" if self.err.is_terminal and not self.err.is_dumb_terminal else "plain"
         self.mode = mode
         self._bars: Bars | None = None
         self._tasks: dict[str, TaskID] = {}
         self._said: dict[str, float] = {}
+        self._began: dict[str, tuple[float, float]] = {}
+        self._waiting: dict[str, threading.Timer] = {}
 
     def __enter__(self) -> Screen:
         if self.mode == "tty":
-            self._bars = Bars(
-                TextColumn("  {task.description}"), BarColumn(bar_width=24), _Amount(),
-                _RateAndEta(), console=self.err, transient=True,
-            )  # fmt: skip
+            from bundler.moving_lines import moving_lines
+
+            self._bars = moving_lines(self.err)
             self._bars.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._no_longer_waiting(*self._waiting)
         if self._bars is not None:
             self._bars.stop()
             self._bars = None
@@ -99,26 +103,40 @@ class Screen:
         }  # fmt: skip
         if self.mode == "json":
             record = {"event": type(event).__name__, **asdict(event)}
-            self.data(json.dumps(record, ensure_ascii=False))
+            self.data(printable_json(json.dumps(record, ensure_ascii=False)))
             sys.stdout.flush()
         elif self.mode != "quiet" or (isinstance(event, Note) and event.level == "warning"):
             show[type(event).__name__](event)
 
     def _line(self, text: str) -> None:
-        (self._bars.console if self._bars else self.err).print(text)
+        (self._bars.console if self._bars else self.err).print(printable(text))
 
     def _started(self, event: StepStarted) -> None:
         if self._bars is None:
-            self._line(f"  {escape(event.step)} …")
+            # A step that ends soon has one line, at its end.
+            timer = threading.Timer(PLAIN_AFTER_SECONDS, self._line, [f"  {escape(event.step)} …"])
+            timer.daemon = True
+            self._waiting[event.step] = timer
+            timer.start()
         elif event.step not in self._tasks:
             self._tasks[event.step] = self._bars.add_task(event.step, total=None, unit="bytes")
+
+    def _no_longer_waiting(self, *steps: str) -> None:
+        for step in steps:
+            timer = self._waiting.pop(step, None)
+            if timer is not None:
+                timer.cancel()
 
     def _progress(self, event: Progress) -> None:
         if self._bars is None:
             now = time.monotonic()
+            when, done = self._began.setdefault(event.step, (now, event.done))
             if now - self._said.setdefault(event.step, now) >= PLAIN_EVERY_SECONDS:
                 self._said[event.step] = now
-                self._line(f"  {escape(event.step)}: {amount(event.done, event.total, event.unit)}")
+                left = (event.total or event.done) - event.done
+                far = amount(event.done, event.total, event.unit)
+                fast = pace(event.done - done, left, now - when, event.unit)
+                self._line(f"  {escape(event.step)}: {far}{fast}")
             return
         if event.step not in self._tasks:
             self._tasks[event.step] = self._bars.add_task(event.step, total=None, unit=event.unit)
@@ -127,11 +145,13 @@ class Screen:
         )
 
     def _finished(self, event: StepFinished) -> None:
+        self._no_longer_waiting(event.step)
         if self._bars is not None and event.step in self._tasks:
             self._bars.remove_task(self._tasks.pop(event.step))
         mark = "[green]✓[/]" if event.outcome == "done" else "[dim]=[/]"
         detail = event.detail or ("unchanged" if event.outcome == "cached" else "")
-        self._line(f"{mark} {escape(event.step)}  [dim]{escape(detail)}[/]".rstrip())
+        said = f"  [dim]{escape(detail)}[/]" if detail else ""
+        self._line(f"{mark} {escape(event.step)}{said}")
 
     def _note(self, event: Note) -> None:
         word = "[yellow]warning:[/] " if event.level == "warning" else ""
@@ -147,12 +167,15 @@ class Screen:
 
     def json(self, value: Any) -> None:
         """Write a value as one line of canonical JSON."""
-        self.data(canonical_json(value).decode())
+        text = json.dumps(
+            value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+        )
+        self.data(printable_json(text))
 
     def say(self, markup: str = "") -> None:
         """Write a line for a person to stdout, with rich's markup; nothing in JSON mode."""
         if self.mode != "json":
-            self.out.print(markup)
+            self.out.print(printable(markup))
 
     def show(self, table: Table | Text) -> None:
         """Write a table or a picture for a person to stdout; nothing in JSON mode."""
@@ -168,8 +191,8 @@ class Screen:
         previous = ""
         for index, problem in enumerate(error.problems):
             if previous and problem.hint != previous:
-                self.err.print(f"[dim]hint:[/] {escape(previous)}")
-            self.err.print(f"[bold red]error:[/] {escape(str(problem))}")
+                self.err.print(f"[dim]hint:[/] {escape(printable(previous))}")
+            self.err.print(f"[bold red]error:[/] {escape(printable(str(problem)))}")
             previous = problem.hint
             if index == len(error.problems) - 1 and previous:
-                self.err.print(f"[dim]hint:[/] {escape(previous)}")
+                self.err.print(f"[dim]hint:[/] {escape(printable(previous))}")

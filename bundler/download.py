@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from bundler.errors import (
     BundlerError,
     DamagedError,
+    LockError,
     PassingFault,
     PluginError,
     Problem,
@@ -30,7 +31,7 @@ from bundler.hookspecs import ByteStream, Source
 from bundler.lock import LockedFile
 from bundler.pacing import Bandwidth, Patience
 from bundler.part import Part, open_part
-from bundler.value import format_bytes
+from bundler.value import format_size
 from bundler.world import World
 
 PROGRESS_BYTES = 64 << 10
@@ -173,7 +174,7 @@ class Download:
         if stream.total_bytes is None:
             part.restart()
             raise WrongContent("it ended too early")
-        raise PassingFault(f"ended {format_bytes(part.missing_bytes)} too early")
+        raise PassingFault(f"ended {format_size(part.missing_bytes)} too early")
 
     # -- what to do after a fault ----------------------------------------------------------------
 
@@ -203,6 +204,9 @@ class Download:
         """
         self._wrong += not forgiven
         where = self._where(self._ways[0].address)
+        if self._wrong and all(is_local(way.source) for way in self._ways):
+            # Nobody promised that it stays: the lock is what is old, not the file what is broken.
+            raise LockError(f"is not the file that was locked: {how}", where=where)
         if self._wrong >= self._wrong_limit:
             raise DamagedError(
                 f"what is served is not what was locked: {how}",
@@ -231,6 +235,11 @@ class Download:
 
 
 _AGAIN = "run the same command again when the network is better: what is here is kept"
+
+
+def is_local(source: Source) -> bool:
+    """Tell whether a source reads this machine only: no network is needed, and nobody is asked."""
+    return bool(getattr(source, "is_local", False))
 
 
 class GivenUp(SourceError):

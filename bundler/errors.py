@@ -13,6 +13,7 @@
     ├── TrustError        7      signature, key or rollback
     ├── UnsafeInput       8      a file, name or path that must not be touched
     ├── ProofFailed       9      a model was measured and did not pass its gate
+    │   └── NothingLeft   9      … and so did every other way to have it
     ├── BusyError        10      somebody else holds what is needed
     └── PluginError       2      a plugin is missing, doubled or broke its contract
 
@@ -22,9 +23,10 @@ of one kind are raised together. Inside the program errors are raised; `cli` cat
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +36,14 @@ class Problem:
     message: str
     where: str = ""
     hint: str = ""
+    key: str = ""
+    """The recipe's key that it follows from, dotted, where nobody has looked it up in the file yet."""
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.message}" if self.where else self.message
+        message = self.message
+        if self.key and not message.startswith(self.key):
+            message = f"{self.key}: {message}"
+        return f"{self.where}: {message}" if self.where else message
 
 
 class BundlerError(Exception):
@@ -54,6 +61,12 @@ class BundlerError(Exception):
         else:
             self.problems = tuple(message)
         super().__init__("\n".join(str(problem) for problem in self.problems))
+
+    def with_problems(self, problems: Iterable[Problem]) -> Self:
+        """Return the same error about other problems; what else it carries stays."""
+        changed = type(self)(problems)
+        vars(changed).update({k: v for k, v in vars(self).items() if k != "problems"})
+        return changed
 
     def __reduce__(self) -> tuple[type[BundlerError], tuple[tuple[Problem, ...]]]:
         return (type(self), (self.problems,))
@@ -129,6 +142,10 @@ class ProofFailed(BundlerError):
     exit_code = 9
 
 
+class NothingLeft(ProofFailed):
+    """All offers for a model are ruled out by what was measured."""
+
+
 class BusyError(BundlerError):
     """Somebody else holds what is needed."""
 
@@ -139,3 +156,24 @@ class PluginError(BundlerError):
     """A plugin is missing, doubled, or broke its contract."""
 
     exit_code = 2
+
+
+_REFUSALS = {
+    errno.EROFS: "choose another place, or mount that disk writable",
+    errno.EACCES: "choose a place that is yours, or ask its owner",
+    errno.EPERM: "choose a place that is yours, or ask its owner",
+    errno.ENOSPC: "free some space and run the same command again: finished work is kept",
+    errno.EDQUOT: "your share of that disk is used up: free some space, then run it again",
+    errno.EFBIG: "that filesystem cannot hold so large a file: use exFAT, NTFS or ext4",
+}  # fmt: skip
+
+
+def of_the_system(error: OSError) -> BundlerError:
+    """Return what the system refused as an error of ours: `DoesNotFit` where a disk is the cause.
+
+    For the edges only, where nobody nearer knew better.
+    """
+    kind = DoesNotFit if error.errno in _REFUSALS else StepFailed
+    said = error.strerror or str(error)
+    hint = _REFUSALS.get(error.errno or 0, "")
+    return kind(said, where=str(error.filename or ""), hint=hint)

@@ -14,12 +14,14 @@ from typing import Any
 
 from bundler.errors import BundlerError, PluginError, StepFailed, UnsafeInput
 from bundler.events import Progress, StepFinished, StepStarted
-from bundler.hookspecs import Maker, Source, Task
-from bundler.lock import Lock, LockedFile, Resolution
+from bundler.hookspecs import Maker, Task
+from bundler.lock import Lock
 from bundler.plan import FileInput, Plan, Step, step_keys
 from bundler.plugins import Plugins
+from bundler.sourcing import locked_files
 from bundler.store import StoredResult, full_disk_is_an_error
 from bundler.transfer import fetch
+from bundler.turns import turn
 from bundler.value import canonical_json, check_relative_path
 from bundler.world import World
 
@@ -78,6 +80,7 @@ def fetch_inputs(
         for given in step.inputs.values()
         if isinstance(given, FileInput)
     }
+    wanted |= {one.file.sha256 for c in plan.choices for one in c.offer.companions}
     wanted |= {c.offer.output.sha256 for c in plan.choices if isinstance(c.offer.output, FileInput)}
     files = [
         (source, file) for source, file in locked_files(lock, plugins) if file.sha256 in wanted
@@ -86,29 +89,11 @@ def fetch_inputs(
         fetch(files, world, step="fetch")
 
 
-def locked_files(lock: Lock, plugins: Plugins) -> list[tuple[Source, LockedFile]]:
-    """Return every locked file with the source that can deliver it.
-
-    Equal content stays twice: each mention may know another place to get it.
-    """
-    resolutions: list[Resolution] = [
-        *(model.resolution for model in lock.models.values()),
-        *lock.corpora.values(),
-        *lock.texts.values(),
-        *lock.runtimes.values(),
-    ]
-    return [
-        (plugins.named(plugins.sources, resolution.source, "source"), file)
-        for resolution in resolutions
-        for file in resolution.files
-    ]
-
-
 def _do(
     step: Step, key: str, done: Mapping[str, StoredResult], plugins: Plugins, world: World
 ) -> StoredResult:
     """Do one step, unless another build finished it while we waited for its lock."""
-    with world.store.locked(f"step-{key[:32]}"):
+    with turn(world, f"step-{key[:32]}", step.name):
         found = world.store.result(key)
         if found is not None:
             world.report(StepFinished(step.name, "cached"))

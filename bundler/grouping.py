@@ -165,28 +165,3 @@ def group_of(one: ParitySet, file: Callable[[str], BundleFile], segment_bytes: i
     for part in one.slices:
         pieces += pieces_of(file(part.path), segment_bytes)[part.first : part.first + part.count]
     return Group(tuple(sorted(pieces)), one.block_bytes, one.data_blocks, one.recovery_blocks)
-
-
-# -- for plans, which know sums and no files -----------------------------------------------------------
-
-_SAID_SHARE = 0.001  # names and checksums, in proportion to large files
-_ROUNDED = 1.02  # whole blocks
-_SMALL_FILES_BYTES = 3 << 19  # what a runtime's thousand small files cost
-
-
-def planned_parity_bytes(size_bytes: int, percent: float) -> int:
-    """Return what parity will take of a bundle whose files are not known yet; rather too much."""
-    if not percent:
-        return 0
-    return math.ceil(size_bytes * _planned_share(percent)) + _SMALL_FILES_BYTES
-
-
-def room_without_parity(capacity_bytes: int, percent: float) -> int:
-    """Return how large a bundle may be so that it fits with its parity."""
-    if not percent:
-        return capacity_bytes
-    return max(0, int((capacity_bytes - _SMALL_FILES_BYTES) / (1 + _planned_share(percent))) - 1)
-
-
-def _planned_share(percent: float) -> float:
-    return percent / 100 * _ROUNDED + _SAID_SHARE

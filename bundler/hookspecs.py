@@ -49,7 +49,9 @@ class Source(Protocol):
     """Where bytes come from. Named in a recipe as `name:locator`.
 
     A source may also have `local_copy(file: LockedFile, world: World) -> Path | None`: a file of
-    this machine which may be that file. The core hashes it and takes it instead of a download.
+    this machine which may be that file. The core hashes it and takes it instead of a download. One
+    with `is_local = True` reads nothing but this machine: it is asked offline, too, and what changed
+    there makes the lock stale.
     """
 
     name: str
@@ -119,6 +121,11 @@ class Engine(Maker, Protocol):
     runs on at this machine, asked in a child process, as `{"build": text, "devices": [{"name",
     "description", "kind", "is_gpu", "free_bytes", "total_bytes"}, …]}`; raises StepFailed when it
     cannot run. `bundler doctor` and `bundler targets --here` ask for it.
+
+    An engine whose models can run with LoRA adapters or a projector has `adapter_facts(resolution,
+    read, base: ModelFacts) -> AdapterFacts` and `projector_facts(…) -> ProjectorFacts`, which read
+    their headers as `facts` does and hold them against the model's; its offers then name them as
+    `companions`.
     """
 
     def facts(
@@ -153,7 +160,9 @@ class Runtime(Maker, Protocol):
     """Serves a format at the far end through an OpenAI-compatible API.
 
     A runtime may also have `accelerators: Mapping[Platform, Set[Accelerator]]`: what it can use
-    beside the processor. A plan for an accelerator that no runtime can use says so.
+    beside the processor. A plan for an accelerator that no runtime can use says so. It may have
+    `companions: Set[str]`: which of `adapter` and `projector` it can serve a model with; a recipe
+    that wants another is refused.
 
     `run` leaves the tree that goes to `runtime/<platform>/` of the bundle.
     """

@@ -9,10 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bundler.errors import TrustError
+from bundler.errors import RecipeError, TrustError
 
 if TYPE_CHECKING:
+    from bundler.manifest import Manifest
     from bundler.pipeline import Sign
+
+_MOST_KEY_LETTERS = 5000
+_A_KEY = "a key is a line of 56 characters that begins with RW, as `bundler key new` prints it"
 
 app = typer.Typer(help="Keys that sign bundles, and those that are believed.", no_args_is_help=True)
 
@@ -55,16 +59,23 @@ def signer(folder: Path) -> Sign | None:
 
     The password is asked for here, before hours of work, not after them.
     """
-    from bundler.media.keys import has_secret_key, open_secret_key, read_ring, side_files
+    from bundler.media.keys import has_secret_key, open_secret_key, read_ring, sign_bundle
 
     if not has_secret_key(folder):
         return None
-    key, ring = open_secret_key(folder, ask_password), read_ring(folder)
-    return lambda manifest, data: side_files(manifest, data, key, ring)
+    read_ring(folder)  # damaged: said now
+    key = open_secret_key(folder, ask_password)
+    return lambda manifest, data: sign_bundle(folder, key, manifest, data)
 
 
-def signed_by(bundle: Path, keys: Path | None, *, allow_older: bool) -> str:
+def signed_by(
+    bundle: Path, keys: Path | None, *, allow_older: bool,
+    read: tuple[Manifest, bytes] | None = None,
+) -> str:  # fmt: skip
     """Say by whom a bundle is signed, and keep that it was seen.
+
+    With `read`, it is said of that manifest and its bytes, as its content was verified by them:
+    what a medium answers when it is asked again may be something else.
 
     Raises:
         TrustError: it is not to be believed on this machine.
@@ -72,7 +83,7 @@ def signed_by(bundle: Path, keys: Path | None, *, allow_older: bool) -> str:
     from bundler.media.keys import judge_bundle
     from bundler.verify import read_manifest_with_data
 
-    manifest, data = read_manifest_with_data(bundle)
+    manifest, data = read or read_manifest_with_data(bundle)
     verdict = judge_bundle(bundle, data, manifest, keys_folder(keys), allow_older=allow_older)
     whose = f" ({verdict.key.label})" if verdict.key.label else ""
     return f"signed with key {verdict.key.key_id}{whose}, which is trusted here"
@@ -138,6 +149,26 @@ def show(
         screen.data(f"{key_id}  {state}  {key.label}\n  {key.public_key}\n")
 
 
+def _key_text(given: str) -> str:
+    """Return the key itself, or what the file of this name holds.
+
+    Raises:
+        RecipeError: it is neither.
+    """
+    from bundler.media.signature import read_public_key
+
+    path = Path(given)
+    there = path.is_file()
+    text = path.read_text(errors="replace")[:_MOST_KEY_LETTERS] if there else given
+    try:
+        read_public_key(text)
+    except TrustError as error:
+        if there:
+            raise RecipeError("holds no public key", where=given, hint=_A_KEY) from error
+        raise RecipeError(f"{given!r:.80} is no public key, and no file", hint=_A_KEY) from error
+    return text
+
+
 @app.command()
 def trust(
     key: Annotated[str, typer.Argument(help="A line that begins with RW, or a .pub file.")],
@@ -147,17 +178,22 @@ def trust(
     """Believe bundles that are signed with a key."""
     from bundler.console import Screen
     from bundler.media import keyring
-    from bundler.media.keys import read_ring, write_ring
+    from bundler.media.ring_file import change_ring
+    from bundler.media.signature import key_id, read_public_key
 
-    folder = keys_folder(keys)
-    path = Path(key)
-    text = path.read_text(errors="replace")[:5000] if path.is_file() else key
-    before = read_ring(folder)
-    ring = keyring.trust(before, text, label)
-    write_ring(folder, ring)
-    added = sorted(set(ring.keys) - set(before.keys))
-    known = f"key {added[0]} is trusted here from now on" if added else "that key was known already"
-    Screen("plain").say(known)
+    text = _key_text(key)
+    trusted = key_id(read_public_key(text))
+    before: list[keyring.Keyring] = []
+
+    def change(ring: keyring.Keyring) -> keyring.Keyring:
+        before.append(ring)
+        return keyring.trust(ring, text, label)
+
+    change_ring(keys_folder(keys), change)
+    known = before[0].keys.get(trusted)
+    new = known is None or known.status != "trusted"
+    said = f"key {trusted} is trusted here from now on" if new else "that key was known already"
+    Screen("plain").say(said)
 
 
 @app.command()
@@ -168,11 +204,17 @@ def revoke(
 ) -> None:
     """Believe a key no more, for good. Of an own key, bundles to come tell others so."""
     from bundler.console import Screen
-    from bundler.media.keys import revoke_key
+    from bundler.media.keys import read_ring, revoke_key
+    from bundler.media.signature import key_id_of
 
-    told = revoke_key(keys_folder(keys), key_id, reason, ask_password)
+    folder = keys_folder(keys)
+    told = revoke_key(folder, key_id, reason, ask_password)
     screen = Screen("plain")
-    screen.say(f"key {key_id.upper()} is believed no more on this machine")
+    screen.say(f"key {key_id_of(key_id)} is believed no more on this machine")
+    for key in read_ring(folder).successors_of(key_id_of(key_id)):
+        if key.status == "doubted":
+            screen.say(f"nor is {key.key_id}, for which it vouched; if you know that one to be the")
+            screen.say(f"maker's by another way: bundler key trust {key.public_key}")
     if told:
         screen.say("bundles that you build from now on tell other machines so")
 

@@ -12,7 +12,12 @@ from collections.abc import Mapping
 from math import isfinite
 from typing import Any, Literal
 
-from pydantic import Field, model_serializer, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from bundler.proof import Device, Quality, Speed
 from bundler.value import RelativePath, Sha256, Value, digest
@@ -106,11 +111,65 @@ class ModelFacts(Value):
     extra: Mapping[str, Any] = Field(default_factory=dict)
 
 
+class AdapterFacts(Value):
+    """What can be known of a LoRA adapter without its weights."""
+
+    architecture: str
+    """Of the model it was made for."""
+    alpha: float = Field(allow_inf_nan=False)
+    tensors: tuple[TensorFact, ...]
+    """Pairs: a tensor's name with `.lora_a` (down to the rank) and `.lora_b` (up again)."""
+
+
+class LockedAdapter(Value):
+    """A LoRA adapter's file and facts."""
+
+    resolution: Resolution
+    facts: AdapterFacts
+
+
+class ProjectorFacts(Value):
+    """What can be known of a projector, by which a model sees, without its weights."""
+
+    kind: str
+    """llama.cpp's name of the projector: `mlp`, `gemma3`, `qwen2.5vl_merger`…"""
+    fields: Mapping[str, Any] = Field(default_factory=dict)
+    """Its own header fields, numbers and short texts."""
+    tensors: tuple[TensorFact, ...]
+
+
+class LockedProjector(Value):
+    """A projector's file and facts."""
+
+    resolution: Resolution
+    facts: ProjectorFacts
+
+
 class LockedModel(Value):
-    """A model's files and facts."""
+    """A model's files and facts, and those of what goes with it."""
 
     resolution: Resolution
     facts: ModelFacts
+    adapters: tuple[LockedAdapter, ...] = ()
+    """In the recipe's order."""
+    projector: LockedProjector | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_empty(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Locks of models that have neither read as they always did.
+        written: dict[str, Any] = write(self)
+        for name in ("adapters", "projector"):
+            if not written.get(name):
+                written.pop(name, None)
+        return written
+
+    @property
+    def beside(self) -> dict[str, Resolution]:
+        """What goes with the model, by the recipe's key: `adapters[0]`, `projector`."""
+        found = {f"adapters[{n}]": one.resolution for n, one in enumerate(self.adapters)}
+        if self.projector is not None:
+            found["projector"] = self.projector.resolution
+        return found
 
 
 class Measurement(Value):
@@ -125,7 +184,7 @@ class Measurement(Value):
     role: str
     engine: str
     tool: str
-    """Fingerprint of the engine that built and measured: versions, build, instruction set."""
+    """Fingerprint of the engine that built and measured: versions, build, device."""
     quant: str
     kv_cache: str
     context_tokens: int = Field(ge=0)
@@ -195,6 +254,14 @@ class Lock(Value):
         once more must give the same bytes.
         """
         return digest(self.model_dump(mode="json", exclude={"measured"}))
+
+
+def model_digest(model: LockedModel) -> str:
+    """Return the digest of a model's files with all that goes with it: what a measurement is of."""
+    own = files_digest(model.resolution)
+    if not model.beside:
+        return own
+    return digest([own, *([key, files_digest(one)] for key, one in model.beside.items())])
 
 
 def files_digest(resolution: Resolution) -> str:

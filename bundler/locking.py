@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 
-from bundler.errors import LockError, Problem, RecipeError
-from bundler.execute import locked_files
+from bundler.errors import LockError, Problem, RecipeError, SourceError
 from bundler.feedback.measurements import still_true
 from bundler.lock import Lock
 from bundler.plan import FileInput, Plan
@@ -23,6 +24,7 @@ from bundler.resolve import (
     report_lock_made,
     resolve,
 )
+from bundler.sourcing import locked_files
 from bundler.store import write_durably
 from bundler.world import World
 
@@ -79,7 +81,7 @@ def ensure_lock(
     if not frozen:
         changed = changed_local_files(lock, recipe, plugins, world)
         if changed:
-            raise LockError([Problem(p.message, p.where, hint) for p in changed])
+            raise LockError([replace(p, hint=hint) for p in changed])
     return lock
 
 
@@ -90,15 +92,30 @@ def make_lock(recipe_path: Path, recipe: Recipe, plugins: Plugins, world: World)
     created = int(stamp) if stamp.isdigit() else int(time.time())
     path = lock_path(recipe_path)
     old = read_lock(path)
-    lock = resolve(recipe, plugins, world, created=created)
+    same = False
+    with _offline_has_a_way_out(recipe_path, world):
+        lock = resolve(recipe, plugins, world, created=created)
     if old is not None:
         lock = lock.model_copy(update={"measured": still_true(old.measured, lock)})
         if old.model_copy(update={"created": created}).inputs_sha256 == lock.inputs_sha256:
             # Nothing changed: neither does the clock in it.
+            same = True
             lock = lock.model_copy(update={"created": old.created})
     write_durably(path, lock_text(lock).encode())
-    report_lock_made(path, lock, world)
+    report_lock_made(path, lock, world, same=same)
     return lock
+
+
+@contextmanager
+def _offline_has_a_way_out(recipe_path: Path, world: World) -> Iterator[None]:
+    """Say with which command a lock is made that could not be made without a network."""
+    try:
+        yield
+    except SourceError as error:
+        if not world.offline:
+            raise
+        hint = f"with a network, once, without --offline (or HF_HUB_OFFLINE): bundler lock {recipe_path}"
+        raise error.with_problems(replace(p, hint=hint) for p in error.problems) from error
 
 
 def to_fetch(plan: Plan, lock: Lock, plugins: Plugins, world: World) -> tuple[int, int]:

@@ -33,10 +33,13 @@ StoreDir = Annotated[
 ]  # fmt: skip
 
 
-def _store_folder(given: Path | None) -> Path:
+def store_folder(given: Path | None) -> Path:
+    """Return the store's folder: the one given, or the user's own."""
+    if given is not None:
+        return given
     import platformdirs
 
-    return given or Path(platformdirs.user_cache_dir("bundler"))
+    return Path(platformdirs.user_cache_dir("bundler"))
 
 
 # -- targets ---------------------------------------------------------------------------------------
@@ -65,7 +68,7 @@ def targets(
     if (here and name) or (output and not here):
         raise RecipeError("give a NAME, or --here with or without --output")
     if here:
-        _measure(screen, plugins, _store_folder(store), output, as_json=as_json)
+        _measure(screen, plugins, store_folder(store), output, as_json=as_json)
     elif name is not None:
         _show_one(screen, choose_target(TargetRequest(use=name), plugins.targets), as_json=as_json)
     elif as_json:
@@ -192,7 +195,7 @@ def doctor(
     if online and recipe is None:
         raise RecipeError("--online asks the sources of a recipe: give one")
     screen = Screen("plain")
-    found = list(_findings(recipe, bundle, output, _store_folder(store), online=online))
+    found = list(_findings(recipe, bundle, output, store_folder(store), online=online))
     code = exit_code(found)
     if as_json:
         findings = [finding.model_dump(mode="json") for finding in found]
@@ -229,7 +232,7 @@ def _findings(
             environment=dict(os.environ),
         )  # fmt: skip
     if manifest is not None and bundle is not None:
-        yield from serving(manifest, bundle, machine)
+        yield from serving(manifest, bundle, machine, plugins.runtimes)
 
 
 def _large_bundled_file(bundle: Path, manifest: Manifest) -> Path | None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from bundler.hardware import Platform, Target
 from bundler.plan import Memory
@@ -29,6 +29,12 @@ HEAD_NAME = "parity/head.par2"
 """Parity over what stands beside the listed files: manifest, sums, signature, statements."""
 BESIDE = (MANIFEST_NAME, SUMS_NAME, SIGNATURE_NAME, STATEMENTS_NAME, COPY_NAME, HEAD_NAME)
 """Files that a manifest cannot list: itself, and what is said of it."""
+UNFINISHED_NAME = ".bundler-deploy"
+"""A folder that is in a bundle as long as copying it to here is not finished."""
+UPDATE_NAME = ".bundler-update"
+"""A folder in which the next version of a bundle is built, beside the one that is there."""
+SWITCH_NAME = f"{UPDATE_NAME}/switch"
+"""A file that is there from the last step of an update until the new version is in place."""
 
 SEGMENT_BYTES = 16 << 20
 """Unit of verifying, copying and repairing: one second of a slow stick, and 64 digits of manifest
@@ -43,7 +49,7 @@ class BundleFile(Value):
     sha256: Sha256
     executable: bool = False
     """Whether it must be marked executable where the filesystem can."""
-    segments: tuple[Sha256, ...] | None = None
+    segments: Annotated[tuple[Sha256, ...], Field(fail_fast=True)] | None = None
     """Of a file larger than `segment_bytes`: the digest of each of its segments, in order. None also
     of a large file when an older bundler listed it; it is then verified as one."""
 
@@ -55,6 +61,16 @@ class Origin(Value):
     revision: str
     licence: str
     licence_url: str = ""
+
+
+class BundledCompanion(Value):
+    """A file that a model in a bundle runs with."""
+
+    kind: Literal["adapter", "projector"]
+    file: RelativePath
+    scale: float = 1.0
+    """How strongly an adapter acts."""
+    origin: Origin
 
 
 class BundledModel(Value):
@@ -77,6 +93,16 @@ class BundledModel(Value):
     """Layers on the accelerator; -1 for all."""
     origin: Origin
     proof: Proof | None = None
+    companions: tuple[BundledCompanion, ...] = ()
+    """LoRA adapters and a projector that it runs with."""
+
+    @model_serializer(mode="wrap")
+    def _without_empty(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Manifests of models that run with nothing else read as they always did.
+        written: dict[str, Any] = write(self)
+        if not written.get("companions"):
+            written.pop("companions", None)
+        return written
 
 
 class BundledCorpus(Value):
@@ -121,15 +147,15 @@ class ParitySet(Value):
     data_blocks: int = Field(ge=1, le=32768)
     recovery_blocks: int = Field(ge=1, le=32768)
     """How many damaged blocks it can bring back."""
-    files: tuple[RelativePath, ...] = ()
-    slices: tuple[ParitySlices, ...] = ()
+    files: Annotated[tuple[RelativePath, ...], Field(fail_fast=True)] = ()
+    slices: Annotated[tuple[ParitySlices, ...], Field(fail_fast=True)] = ()
 
 
 class Parity(Value):
     """What a bundle can be repaired with."""
 
     percent: float = Field(gt=0, le=50)
-    sets: tuple[ParitySet, ...]
+    sets: Annotated[tuple[ParitySet, ...], Field(fail_fast=True)]
 
 
 class Manifest(Value):
@@ -155,7 +181,7 @@ class Manifest(Value):
     components: tuple[Mapping[str, Any], ...] = Field(default_factory=tuple)
     """Software in the runtimes: name, version, licence."""
     step_keys: Mapping[str, Sha256]
-    files: tuple[BundleFile, ...]
+    files: Annotated[tuple[BundleFile, ...], Field(fail_fast=True)]
     """Sorted by path: every file but those of `BESIDE`; the parity sets are among them."""
     segment_bytes: int = Field(default=SEGMENT_BYTES, ge=4096, le=1 << 30, multiple_of=4096)
     """Files larger than this have a digest for each such piece of them."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 
-from bundler.errors import BundlerError, DoesNotFit, Problem
+from bundler.beside import all_beside
+from bundler.errors import BundlerError, DoesNotFit, NothingLeft, Problem, RecipeError
 from bundler.feedback.measured import informed
 from bundler.feedback.measurements import known_of
 from bundler.feedback.ruling import Ruling, rule
@@ -17,8 +20,8 @@ from bundler.planning.planner import make_plan
 from bundler.planning.targeting import target_notes
 from bundler.planning.tiers import tier_notes, tier_targets
 from bundler.plugins import Plugins
-from bundler.proving import NothingLeft
 from bundler.recipe import Recipe
+from bundler.value import format_size
 
 Allows = Callable[[OfferKey], bool]
 Rulings = Mapping[str, Mapping[str, Ruling]]
@@ -48,6 +51,7 @@ def make_the_plan(
     """
     targets = tier_targets(recipe, plugins.targets)
     warned = target_notes(recipe.targets, plugins.targets)
+    check_companions(recipe, plugins)
     ruled = rulings(recipe, lock, plugins, targets, allows)
     formats = frozenset(
         format_
@@ -64,10 +68,52 @@ def make_the_plan(
     objections = plugins.review_plan(plan)
     if objections:
         raise DoesNotFit(objections)
+    notes = (*never_as_planned(plan, recipe, plugins), *warned, *plan.notes, *companion_notes(plan))
+    notes = (*notes, *_notes(ruled))
+    return plan.model_copy(update={"notes": notes})
+
+
+def never_as_planned(plan: Plan, recipe: Recipe, plugins: Plugins) -> list[str]:
+    """Say what no machine will get as it was planned; it stands first in a plan's notes."""
     runtimes = [plugins.named(plugins.runtimes, name, "runtime") for name in recipe.runtime.use]
     drives = [getattr(runtime, "accelerators", None) for runtime in runtimes]
-    warned = (*warned, *tier_notes(plan, recipe.bundle.platforms, drives))
-    return plan.model_copy(update={"notes": (*plan.notes, *warned, *_notes(ruled))})
+    return tier_notes(plan, recipe.bundle.platforms, drives)
+
+
+def check_companions(recipe: Recipe, plugins: Plugins) -> None:
+    """Refuse what goes with a model where one of the recipe's runtimes cannot serve it.
+
+    Raises:
+        RecipeError: every such key.
+    """
+    problems = []
+    for place in all_beside(recipe):
+        kind = "projector" if place.endswith(".projector") else "adapter"
+        for name in recipe.runtime.use:
+            runtime = plugins.named(plugins.runtimes, name, "runtime")
+            if kind not in getattr(runtime, "companions", ()):
+                said = f"the runtime {name} cannot serve a model with its {kind}"
+                hint = "leave it out, or take another runtime"
+                problems.append(Problem(said, hint=hint, key=place.partition("[")[0]))
+    if problems:
+        raise RecipeError(problems)
+
+
+def companion_notes(plan: Plan) -> list[str]:
+    """Say what models run with."""
+    said = []
+    for choice in plan.choices:
+        kinds = [one.kind for one in choice.offer.companions]
+        words = [
+            f"{kinds.count(kind)} {kind}{'s' if kinds.count(kind) > 1 else ''}"
+            for kind in dict.fromkeys(kinds)
+        ]
+        place = place_of(choice.model, choice.tier)
+        if words:
+            size = format_size(choice.offer.companion_bytes)
+            said.append(f"{place} runs with {' and '.join(words)} ({size}), counted in its memory")
+        said += [f"{place}: {note}" for note in choice.offer.notes]
+    return said
 
 
 # -- offers ----------------------------------------------------------------------------------------
@@ -94,7 +140,8 @@ def _ruling(
     request = recipe.models[name]
     engine = plugins.named(plugins.engines, request.engine, "engine")
     known = known_of(lock, name, request.role, asked_tokens=recipe.verify.tokens)
-    found = engine.offers(request, lock.models[name], target, lock.texts)
+    with _problems_of(name):
+        found = engine.offers(request, lock.models[name], target, lock.texts)
     ruling = rule(informed(found, known, target), known, request.gates, _tool_here(engine))
     ruling = ruling.of(lambda offer: allows(OfferKey.of(offer, name, tier)))
     if found and not ruling.allowed and not request.optional:
@@ -103,6 +150,21 @@ def _ruling(
             or [Problem("every offer failed its proof", place_of(name, tier))]
         )
     return ruling
+
+
+@contextmanager
+def _problems_of(model: str) -> Iterator[None]:
+    """Name the model's key in what an engine says of it: an engine knows requests, not their names."""
+    try:
+        yield
+    except BundlerError as error:
+        table = f"models.{model}"
+        raise error.with_problems(
+            replace(p, key=f"{table}.{p.key}" if p.key else table)
+            if not p.where and not p.message.startswith("verify.")
+            else p
+            for p in error.problems
+        ) from error
 
 
 def _tool_here(engine: Engine) -> Callable[[], str]:

@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bundler.advice.advised import plan_with_advice
+from bundler.attest.verdicts import check_locked, check_share, verdicts
 from bundler.compose import ModelOfTier, compose, licence_files
 from bundler.events import Note
 from bundler.execute import Results, fetch_inputs
 from bundler.lock import Lock
 from bundler.locking import ensure_lock
 from bundler.manifest import Manifest
+from bundler.offering import never_as_planned
 from bundler.plan import Plan
 from bundler.plugins import Plugins
 from bundler.proof import Proof
@@ -43,11 +45,14 @@ class Built:
     manifest_sha256: str
     plan: Plan
     proofs: Mapping[ModelOfTier, Proof]
+    warnings: tuple[str, ...] = ()
+    """What no machine will get as it was planned."""
 
 
 def build(
     recipe_path: Path, output: Path, plugins: Plugins, world: World,
     *, locked: bool = False, frozen: bool = False, sign: Sign | None = None,
+    share: bool = False,
 ) -> Built:  # fmt: skip
     """Do the main job: a recipe in, a bundle that runs with no network out.
 
@@ -58,6 +63,7 @@ def build(
         world: store, network, environment, screen.
         locked: fail when there is no lock or it is stale, instead of making one.
         frozen: use the lock as it is, without comparing it to the recipe's local files.
+        share: refuse what may not be passed on, or of which that is not known.
         sign: gives the files that sign a manifest; the bundle is unsigned without it.
 
     Raises:
@@ -66,6 +72,8 @@ def build(
     recipe = read_recipe(recipe_path)
     check_output(output)
     lock = ensure_lock(recipe_path, recipe, plugins, world, locked=locked, frozen=frozen)
+    if share:
+        check_locked(recipe, lock)
     plan, results, proofs = prove_or_replan(
         recipe, lock, plugins, world,
         planner=lambda known, allows: plan_with_advice(recipe, known, plugins, allows),
@@ -75,11 +83,14 @@ def build(
     fetch_licences(lock, plan, plugins, world)
     composition = compose(recipe, lock, plan, results, proofs)
     made = composition.manifest
+    if share:
+        check_share(verdicts(made))
     beside = unsigned if sign is None else functools.partial(sign, made)
     sealed = seal(
         composition.layout, made, output, world, beside, parity_percent=recipe.bundle.parity
     )
-    return Built(output, sealed.manifest_sha256, plan, proofs)
+    warnings = tuple(never_as_planned(plan, recipe, plugins))
+    return Built(output, sealed.manifest_sha256, plan, proofs, warnings)
 
 
 def say_what_was_left_out(recipe: Recipe, results: Results, world: World) -> None:

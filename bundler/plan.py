@@ -85,6 +85,15 @@ def step_keys(steps: tuple[Step, ...], tools: Mapping[str, str]) -> dict[str, st
     return keys
 
 
+class Companion(Value):
+    """A locked file that a model runs with."""
+
+    kind: Literal["adapter", "projector"]
+    file: FileInput
+    scale: float = 1.0
+    """How strongly an adapter acts."""
+
+
 class Offer(Value):
     """One way an engine could build a model."""
 
@@ -127,6 +136,16 @@ class Offer(Value):
     """In order; names are relative to `models/<name>/`. The last one leaves `model.gguf` etc."""
     output: StepInput | FileInput
     """Where the built model's file is found: made by a step, or taken as it was locked."""
+    companions: tuple[Companion, ...] = ()
+    """What it runs with: adapters in the recipe's order, a projector. Their weights and what
+    computing with them takes are in `memory`; their files are not in `disk_bytes`."""
+    notes: tuple[str, ...] = ()
+    """What a person should know who takes it."""
+
+    @property
+    def companion_bytes(self) -> int:
+        """Size of what it runs with."""
+        return sum(one.file.size_bytes for one in self.companions)
 
 
 class Choice(Value):

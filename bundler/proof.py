@@ -57,6 +57,20 @@ class Speed(Value):
     load_seconds: float
 
 
+class Selftest(Value):
+    """What the built model said when it was made, to be asked again where it is used."""
+
+    prompt_tokens: tuple[int, ...] = ()
+    tokens: tuple[int, ...] = ()
+    """The likeliest token after the prompt and those before it, one by one; it may end the text."""
+    logprobs: tuple[float, ...] = ()
+    """Natural logarithm of each one's probability, at temperature 1."""
+    text: str = ""
+    """For embedders: what was embedded."""
+    vector: tuple[float, ...] = ()
+    """For embedders: the vector of `text`, of length 1."""
+
+
 class GateResult(Value):
     """One limit of the recipe held against a measured figure."""
 
@@ -84,6 +98,7 @@ class Proof(Value):
     """For embedders: worst cosine to the unquantized model over the held-out texts."""
     gates: tuple[GateResult, ...] = ()
     notes: tuple[str, ...] = ()
+    selftest: Selftest | None = None
 
 
 class Skipped(Value):

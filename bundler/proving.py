@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from pydantic import ValidationError
 
-from bundler.errors import DoesNotFit, PluginError, Problem, ProofFailed
+from bundler.errors import DoesNotFit, NothingLeft, PluginError, Problem, ProofFailed
 from bundler.events import Note
 from bundler.execute import Results, execute
 from bundler.feedback.measurements import PROOF_ACTION, learned, measurement_of
@@ -24,11 +24,6 @@ from bundler.proof import Proof
 from bundler.recipe import Recipe
 from bundler.store import StoredResult
 from bundler.world import World
-
-
-class NothingLeft(ProofFailed):
-    """All offers for a model are ruled out."""
-
 
 Planner = Callable[[Lock, Callable[[OfferKey], bool]], Plan]
 """From what is known, and which offers may be taken, to a plan; raises DoesNotFit, NothingLeft."""
@@ -121,20 +116,29 @@ def prove_or_replan(
     tries = _Tries()
     learner = _Learner(recipe, plugins, keep, lock)
     plan = planner(lock, tries.allows)
-    for left in reversed(range(recipe.verify.replans + 1)):
+    left, done = recipe.verify.replans, set[str]()
+    while True:
         results = execute(plan, lock, plugins, world, learner.follow(plan))
+        done |= _steps_of(plan)
         proofs = read_proofs(recipe, plan, results)
         failed = failed_proofs(proofs, plugins)
         tries.note(failed, plan)
         if failed:
             following = _next_try(planner, learner.lock, tries, left)
         else:
-            following = _settled(planner, learner.lock, tries, plan, left, world)
-            if following.steps == plan.steps:
-                return following, results, proofs
+            following = _settled(planner, learner.lock, tries, plan, left, done, world)
+            if _steps_of(following) <= _steps_of(plan):
+                kept = {(choice.model, choice.tier) for choice in following.choices}
+                return following, results, {key: p for key, p in proofs.items() if key in kept}
         _say_what_changes(plan, following, failed, world)
+        # What an earlier try did already is no new try: it is found finished.
+        left -= not _steps_of(following) <= done
         plan = following
-    raise AssertionError("the last round returns or raises")
+
+
+def _steps_of(plan: Plan) -> set[str]:
+    """Return all that a plan asks for, to be compared; what names it is the work itself."""
+    return {step.model_dump_json() for step in plan.steps}
 
 
 def _next_try(planner: Planner, known: Lock, tries: _Tries, left: int) -> Plan:
@@ -155,8 +159,9 @@ def _next_try(planner: Planner, known: Lock, tries: _Tries, left: int) -> Plan:
 
 
 def _settled(
-    planner: Planner, known: Lock, tries: _Tries, plan: Plan, left: int, world: World
-) -> Plan:
+    planner: Planner, known: Lock, tries: _Tries, plan: Plan, left: int, done: set[str],
+    world: World,
+) -> Plan:  # fmt: skip
     """Return the plan that follows from a try that passed: the same one, when all is as foreseen.
 
     Raises:
@@ -166,7 +171,10 @@ def _settled(
     mine = {OfferKey.of(c.offer, c.model, c.tier) for c in plan.choices}
     try:
         following = planner(known, tries.allows)
-        if following.steps == plan.steps or left:
+        if _steps_of(following) <= _steps_of(plan):
+            _say_what_is_dropped(plan, following, world)
+            return following
+        if left or _steps_of(following) <= done:
             return following
         same = planner(known, lambda key: key in mine)
     except (DoesNotFit, NothingLeft) as error:
@@ -174,6 +182,12 @@ def _settled(
         raise tries.ended(
             "what was measured does not fit the target", hint="give the model more memory"
         ) from error
+    if not _steps_of(same) <= _steps_of(plan):
+        raise tries.ended(
+            "what was measured asks for another plan, and no more tries are allowed",
+            hint="run it again: finished work is kept; or raise verify.replans",
+        )
+    _say_what_is_dropped(plan, same, world)
     changes = "; ".join(_changes(plan, following))
     world.report(
         Note(f"by what was measured the next build will choose otherwise: {changes}", "warning")
@@ -241,6 +255,14 @@ def _say_what_changes(
             world.report(Note(f"{place_of(choice.model, choice.tier)}: {said}", "warning"))
     lead = "next" if failed else "what was measured changes the plan; next"
     world.report(Note(f"{lead}: {'; '.join(_changes(plan, following))}"))
+
+
+def _say_what_is_dropped(plan: Plan, following: Plan, world: World) -> None:
+    if following.steps != plan.steps:
+        world.report(
+            Note(f"what was measured changes the plan: {'; '.join(_changes(plan, following))}",
+                 "warning")
+        )  # fmt: skip
 
 
 def _changes(plan: Plan, following: Plan) -> list[str]:

@@ -146,6 +146,28 @@ class Gates(Value):
     """For embedders: worst cosine to the unquantized model."""
 
 
+class AdapterRequest(Value):
+    """One of `adapters` of a model: a LoRA adapter that is applied while the model runs."""
+
+    source: SourceReference
+    """Where it comes from: one LoRA adapter as GGUF, made for this very base model."""
+    scale: float = Field(default=1.0, allow_inf_nan=False, ge=-10, le=10)
+    """How strongly it acts; its own alpha and rank come on top."""
+    licence: str = ""
+    """SPDX identifier, when the source does not state one."""
+
+    @field_validator("scale")
+    @classmethod
+    def _acts(cls, given: float) -> float:
+        if given == 0:
+            raise ValueError("is 0: the adapter would do nothing; leave it out")
+        return given
+
+
+MOST_ADAPTERS = 16
+"""All of them are applied to every word: more is a slip of the pen."""
+
+
 class ModelRequest(Value):
     """`[models.<name>]`: a model and what it is for."""
 
@@ -187,6 +209,11 @@ class ModelRequest(Value):
     """Whether quantization is guided by activations on the calibration text."""
     allow_fallback: bool = False
     """Accept types that llama.cpp puts in for rows the asked type cannot hold; always recorded."""
+    adapters: Annotated[tuple[AdapterRequest, ...], Field(max_length=MOST_ADAPTERS)] = ()
+    """LoRA adapters (GGUF) that are applied to it, all of them always:
+    `[{ source = "path:tone.gguf", scale = 0.8 }]`."""
+    projector: SourceReference | None = None
+    """Its projector (`mmproj`, GGUF), with which it sees images: one file made for this model."""
     gates: Gates = Gates()
     """Limits its proof must pass."""
     licence: str = ""
@@ -197,6 +224,15 @@ class ModelRequest(Value):
     def _of_one_that_writes(cls, given: float | None, info: ValidationInfo) -> float | None:
         if given is not None and info.data.get("role") in ("embed", "rerank"):
             raise ValueError(f"says nothing of a model that does not write: {info.data['role']}")
+        return given
+
+    @field_validator("projector")
+    @classmethod
+    def _of_one_that_answers(
+        cls, given: SourceReference | None, info: ValidationInfo
+    ) -> SourceReference | None:
+        if given is not None and info.data.get("role") not in ("chat", "code"):
+            raise ValueError("is for models that answer: role = 'chat' or 'code'")
         return given
 
     @field_validator("quant", mode="before")
@@ -237,7 +273,8 @@ class VerifyOptions(Value):
     """`[verify]`: how models are proved."""
 
     require: Literal["any", "gpu"] = "any"
-    """`gpu`: a build without an accelerator fails instead of proving on the CPU."""
+    """`gpu`: a build without an accelerator fails instead of proving on the CPU. What the plan places
+    on the CPU is proved there all the same."""
     heldout: SourceReference | None = None
     """Text for perplexity and KLD; never the calibration text. The one we ship when absent."""
     calibration: SourceReference | None = None
@@ -310,6 +347,7 @@ class Recipe(Value):
 
 __all__ = [
     "TARGET_LIMITS",
+    "AdapterRequest",
     "BundleOptions",
     "CorpusRequest",
     "Gates",

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from bundler.errors import Problem, RecipeError
 from bundler.recipe import Recipe
+from bundler.recipe_words import as_written
 
 # A recipe is written by a person; this is a hundred times the longest of ours.
 MAX_RECIPE_BYTES = 1 << 20
@@ -39,6 +40,13 @@ def read_recipe(path: Path) -> Recipe:
             where=str(path),
             hint="give the path of a recipe, or make one with `bundler init`",
         ) from error
+    if path.suffix == ".lock":
+        beside = path.with_suffix(".toml")
+        raise RecipeError(
+            "is a lock, which a recipe has beside it",
+            where=str(path),
+            hint=f"give the recipe{f': {beside}' if beside.is_file() else ''}",
+        )
     return parse_recipe(data, str(path))
 
 
@@ -62,11 +70,16 @@ def parse_recipe(data: bytes, name: str = "recipe.toml") -> Recipe:
     except ValidationError as error:
         places = find_places(data)
         raise RecipeError(sorted_problems(error, given, places, name)) from error
-    places = find_places(data)
-    problems = [*_path_problems(recipe, places, name), *_tier_problems(recipe, places, name)]
-    if problems:
+    # Places are looked up only where there is something to say: parsing again takes a while.
+    if _own_problems(recipe, {}, name):
+        problems = _own_problems(recipe, find_places(data), name)
         raise RecipeError(sorted(problems, key=_line_and_column))
     return recipe
+
+
+def _own_problems(recipe: Recipe, places: Mapping[KeyPath, Place], name: str) -> list[Problem]:
+    """Return what no single value of a recipe can know is wrong with it."""
+    return [*_path_problems(recipe, places, name), *_tier_problems(recipe, places, name)]
 
 
 def _syntax_problem(message: str, name: str, text: str) -> Problem:
@@ -171,6 +184,9 @@ def sorted_problems(
         line, column = _nearest(path, places)
         dotted = ".".join(str(part) for part in path)
         message, hint = _explain(detail, path)
+        written = as_written(detail["input"]) if detail["type"] == "value_error" else ""
+        if written and repr(detail["input"]) not in message:
+            dotted += f" = {written}"
         text = f"{dotted}: {message}" if dotted else message
         found[(line, column), text] = Problem(text, f"{name}:{line}:{column}", hint)
     return [found[key] for key in sorted(found)]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from bundler.errors import DamagedError
+from bundler.printable import printable_name
 
 if TYPE_CHECKING:
     from bundler.console import Screen
@@ -80,6 +81,7 @@ def _show(screen: Screen, done: Repair, dry_run: bool) -> None:
     for budget in done.budgets:
         screen.say(f"[dim]{escape(budget)}[/]")
     for path in done.extra:
-        screen.say(f"[dim]{escape(path)} is not of this bundle, and is left alone[/]")
+        other = escape(printable_name(path))
+        screen.say(f"[dim]{other} is not of this bundle, and is left alone[/]")
     if done.repaired and not dry_run:
         screen.say("[dim]who made the bundle tells: bundler verify[/]")

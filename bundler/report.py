@@ -12,11 +12,13 @@ from functools import cache
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from bundler.attest.verdicts import verdicts, words
 from bundler.drawing.memory_bars import memory_bars
 from bundler.drawing.memory_svg import memory_svg
-from bundler.manifest import Manifest
-from bundler.plan import Plan, TierPlan
-from bundler.value import format_bytes
+from bundler.manifest import BundledModel, Manifest
+from bundler.plan import Budget, Plan, TierPlan
+from bundler.proof import Device
+from bundler.value import format_bytes, format_size
 
 
 @cache
@@ -30,17 +32,44 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters["bytes"] = format_bytes
+    environment.filters["needed"] = lambda budget: _amount(budget, budget.used_bytes)
+    environment.filters["there_is"] = lambda budget: _amount(budget, budget.limit_bytes)
+    environment.filters["counted_in_peak"] = _counted_in_peak
+    environment.filters["predicted_for_peak"] = _predicted_for_peak
     environment.filters["day"] = lambda seconds: datetime.fromtimestamp(seconds, UTC).strftime(
         "%-d %B %Y"
     )
     return environment
 
 
+def _amount(budget: Budget, count: int | None) -> str:
+    """Write a memory in binary units; room on disks and downloads as their makers do."""
+    if count is None:
+        return "no limit"
+    return format_bytes(count) if budget.name.startswith(("RAM", "VRAM")) else format_size(count)
+
+
+def _counted_in_peak(device: Device) -> str:
+    """Say what a measured peak counts: a driver sees the process, a backend its own buffers."""
+    if device.peak_memory_source.startswith("nvml"):
+        return "all that the process holds, by the driver's account"
+    return "weights, KV cache and compute buffers, by llama.cpp's own account"
+
+
+def _predicted_for_peak(model: BundledModel) -> int:
+    """Return what was predicted of the parts that the peak counts."""
+    memory, proof = model.predicted_memory, model.proof
+    whole = proof is not None and proof.device.peak_memory_source.startswith("nvml")
+    return memory.total_bytes if whole else memory.total_bytes - memory.overhead_bytes
+
+
 def report_html(manifest: Manifest, plan: Plan) -> str:
     """Return the report: models with their proofs, memory, corpora with coverage, components."""
     pictures = {tier.name: _picture(tier, number) for number, tier in enumerate(plan.tiers)}
     template = _environment().get_template("report.html.j2")
-    return template.render(manifest=manifest, plan=plan, pictures=pictures)
+    return template.render(
+        manifest=manifest, plan=plan, pictures=pictures, verdicts=verdicts(manifest), words=words
+    )
 
 
 def _picture(tier: TierPlan, number: int) -> Markup:

@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from bundler.errors import BundlerError, LockError, Problem, SourceError
+from bundler.beside import all_beside, all_locked_beside, lock_beside
+from bundler.errors import BundlerError, LockError, PassingFault, Problem, SourceError
 from bundler.events import Note, StepFinished, StepStarted
 from bundler.feedback.measurements import learned
 from bundler.lock import Lock, LockedFile, LockedModel, Measurement, Resolution
 from bundler.plugins import Plugins
-from bundler.recipe import Recipe, SourceReference
+from bundler.recipe import ModelRequest, Recipe, SourceReference
 from bundler.store import write_durably
-from bundler.transfer import read_range
-from bundler.value import digest, format_bytes, pretty_json
+from bundler.value import digest, format_size, pretty_json
 from bundler.world import World
 
 _T = TypeVar("_T")
+_AGAIN = "look at the connection and the address, then run the same command again"
 
 
 def lock_path(recipe_path: Path) -> Path:
@@ -39,12 +41,18 @@ def request_digest(recipe: Recipe) -> str:
                 name: {"source": model.source.model_dump(), "engine": model.engine}
                 for name, model in recipe.models.items()
             },
+            **_if_any({k: r.model_dump() for k, r in all_beside(recipe).items()}),
             "corpora": {name: c.source.model_dump() for name, c in recipe.corpora.items()},
             "texts": {name: reference.model_dump() for name, reference in _texts(recipe).items()},
             "runtimes": list(recipe.runtime.use),
             "platforms": sorted(recipe.bundle.platforms),
         }
     )
+
+
+def _if_any(found: Mapping[str, object]) -> dict[str, object]:
+    """Name what goes with models; digests of recipes without such stay what they were."""
+    return {"beside": found} if found else {}
 
 
 def _texts(recipe: Recipe) -> dict[str, SourceReference]:
@@ -72,32 +80,40 @@ def resolve(recipe: Recipe, plugins: Plugins, world: World, *, created: int) -> 
     """
     problems: list[tuple[type[BundlerError], Problem]] = []
 
-    def attempt(what: str, ask: Callable[[], _T]) -> _T | None:
+    def attempt(
+        what: str, ask: Callable[[], _T], reference: SourceReference | None = None
+    ) -> _T | None:
         world.report(StepStarted(f"lock {what}"))
         try:
             found = ask()
         except BundlerError as error:
+            hint = _AGAIN if isinstance(error, PassingFault) else ""
             problems.extend(
-                (type(error), Problem(p.message, p.where or what, p.hint)) for p in error.problems
+                (type(error), _of_key(p, what, reference, hint)) for p in error.problems
             )
             return None
         detail = found.resolution if isinstance(found, LockedModel) else found
-        size = format_bytes(detail.size_bytes) if isinstance(detail, Resolution) else ""
+        size = format_size(detail.size_bytes) if isinstance(detail, Resolution) else ""
+        size = "" if size == "0 B" else size  # it is here already
         world.report(StepFinished(f"lock {what}", "done", size))
         return found
 
     models = {
         name: attempt(
-            f"models.{name}", partial(lock_model, model.source, model.engine, plugins, world)
+            f"models.{name}",
+            partial(lock_request, model, plugins, world),
+            model.source,
         )
         for name, model in recipe.models.items()
     }
     corpora = {
-        name: attempt(f"corpora.{name}", partial(ask_source, corpus.source, plugins, world))
+        name: attempt(
+            f"corpora.{name}", partial(ask_source, corpus.source, plugins, world), corpus.source
+        )
         for name, corpus in recipe.corpora.items()
     }
     texts = {
-        name: attempt(f"verify.{name}", partial(ask_source, reference, plugins, world))
+        name: attempt(f"verify.{name}", partial(ask_source, reference, plugins, world), reference)
         for name, reference in _texts(recipe).items()
     }
     runtimes = {
@@ -120,6 +136,18 @@ def resolve(recipe: Recipe, plugins: Plugins, world: World, *, created: int) -> 
     )
 
 
+def _of_key(
+    problem: Problem, what: str, reference: SourceReference | None, hint: str = ""
+) -> Problem:
+    """Return what a source says with the recipe's key that names it; its own places stay."""
+    problem = replace(problem, hint=problem.hint or hint)
+    if reference is None:
+        return replace(problem, where=problem.where or what)
+    key = what if what.startswith("verify.") else f"{what}.source"
+    where = "" if problem.where == str(reference) else problem.where
+    return replace(problem, where=where, key=problem.key or key)
+
+
 def ask_source(reference: SourceReference, plugins: Plugins, world: World) -> Resolution:
     """Return what a reference means today."""
     source = plugins.named(plugins.sources, reference.source, "source")
@@ -133,6 +161,8 @@ def lock_model(
     reference: SourceReference, engine_name: str, plugins: Plugins, world: World
 ) -> LockedModel:
     """Return a model's files and the facts its headers tell."""
+    from bundler.transfer import read_range
+
     engine = plugins.named(plugins.engines, engine_name, "engine")
     resolution = ask_source(reference, plugins, world)
     source = plugins.sources[reference.source]
@@ -141,6 +171,19 @@ def lock_model(
         return read_range(source, file, start, length, world)
 
     return LockedModel(resolution=resolution, facts=engine.facts(resolution, read))
+
+
+def lock_request(request: ModelRequest, plugins: Plugins, world: World) -> LockedModel:
+    """Return a model's files and facts with what the recipe puts beside it."""
+    from bundler.transfer import read_range
+
+    model = lock_model(request.source, request.engine, plugins, world)
+
+    def read(reference: SourceReference, file: LockedFile, start: int, length: int) -> bytes:
+        return read_range(plugins.sources[reference.source], file, start, length, world)
+
+    engine = plugins.named(plugins.engines, request.engine, "engine")
+    return lock_beside(request, model, engine, lambda one: ask_source(one, plugins, world), read)
 
 
 # -- the lock as a file ------------------------------------------------------------------------------
@@ -220,11 +263,13 @@ def differences(lock: Lock, recipe: Recipe) -> list[Problem]:
         problems.append(Problem("the recipe names other things than its lock"))
     asked: dict[str, SourceReference] = {
         **{f"models.{name}": model.source for name, model in recipe.models.items()},
+        **all_beside(recipe),
         **{f"corpora.{name}": corpus.source for name, corpus in recipe.corpora.items()},
         **{f"verify.{name}": reference for name, reference in _texts(recipe).items()},
     }
     locked: dict[str, Resolution] = {
         **{f"models.{name}": model.resolution for name, model in lock.models.items()},
+        **all_locked_beside(lock),
         **{f"corpora.{name}": resolution for name, resolution in lock.corpora.items()},
         **{f"verify.{name}": resolution for name, resolution in lock.texts.items()},
     }
@@ -251,13 +296,20 @@ def changed_local_files(
     problems = []
     asked: Mapping[str, tuple[SourceReference, Resolution]] = {
         **{f"models.{n}": (m.source, lock.models[n].resolution) for n, m in recipe.models.items()},
+        **{key: (r, all_locked_beside(lock)[key]) for key, r in all_beside(recipe).items()},
         **{f"corpora.{n}": (c.source, lock.corpora[n]) for n, c in recipe.corpora.items()},
         **{f"verify.{n}": (r, lock.texts[n]) for n, r in _texts(recipe).items()},
     }
     for what, (reference, locked) in asked.items():
         if reference.source != "path":
             continue
-        now = {file.path: file.sha256 for file in ask_source(reference, plugins, world).files}
+        try:
+            here = ask_source(reference, plugins, world)
+        except BundlerError as error:
+            raise error.with_problems(
+                _of_key(p, what, reference) for p in error.problems
+            ) from error
+        now = {file.path: file.sha256 for file in here.files}
         then = {file.path: file.sha256 for file in locked.files}
         for path in sorted(now.keys() | then.keys()):
             if now.get(path) != then.get(path):
@@ -266,12 +318,20 @@ def changed_local_files(
     return problems
 
 
-def report_lock_made(path: Path, lock: Lock, world: World) -> None:
-    """Say that a lock was written."""
+def report_lock_made(path: Path, lock: Lock, world: World, *, same: bool = False) -> None:
+    """Say what was locked, or that nothing changed (`same`), and where it was written."""
     items = [m.resolution for m in lock.models.values()] + list(lock.corpora.values())
     total = sum(item.size_bytes for item in items)
-    world.report(
-        Note(
-            f"locked {len(items)} item{'s' if len(items) != 1 else ''}, {format_bytes(total)}: {path.name}"
-        )
-    )
+    parts = [
+        _counted(len(lock.models), "model", "models"),
+        _counted(len(lock.corpora), "corpus", "corpora"),
+        _counted(len(lock.texts), "text for proofs", "texts for proofs"),
+        _counted(len(lock.runtimes), "runtime", "runtimes"),
+    ]
+    what = ", ".join(part for part in parts if part)
+    again = "nothing changed: " if same else "locked "
+    world.report(Note(f"{again}{what}; {format_size(total)} of models and corpora: {path}"))
+
+
+def _counted(count: int, one: str, more: str) -> str:
+    return f"{count} {one if count == 1 else more}" if count else ""

@@ -31,8 +31,10 @@ from bundler.manifest import (
 )
 from bundler.media.objects import Objects
 from bundler.media.safeguards import head, parity_sets, segments_of
+from bundler.media.shape import misshapen
 from bundler.store import full_disk_is_an_error, share_or_copy, sync_folder, write_durably
-from bundler.value import format_bytes, pretty_json
+from bundler.turns import turn
+from bundler.value import format_size, pretty_json
 from bundler.verify import read_manifest, verify_bundle
 from bundler.world import World
 
@@ -75,7 +77,8 @@ def seal(
         DamagedError: an object of the store is not what its name says.
     """
     output = output.resolve()
-    with world.store.locked(f"output-{sha256_of(str(output).encode()).hexdigest()[:32]}"):
+    name = f"output-{sha256_of(str(output).encode()).hexdigest()[:32]}"
+    with turn(world, name, f"the bundle {output}"):
         objects = Objects(world.store)
         layout, manifest = complete(layout, manifest, objects, world, parity_percent)
         return _seal(layout, manifest, output, world, objects, beside)
@@ -105,6 +108,7 @@ def _seal(
     world.report(StepStarted("seal"))
     sweep_leftovers(output, world)
     data = pretty_json(manifest).encode()
+    _check_readable(data, output)
     digest = sha256_of(data).hexdigest()
     around = _around(manifest, data, objects, beside)
     if _is_there_and_right(output, data):
@@ -132,6 +136,21 @@ def _seal(
     return Sealed(digest, written=True)
 
 
+def _check_readable(manifest_data: bytes, output: Path) -> None:
+    """Refuse to write a manifest that nobody will read: readers bound what they take in.
+
+    Raises:
+        DoesNotFit: it lists too much.
+    """
+    why = misshapen(manifest_data)
+    if why:
+        raise DoesNotFit(
+            f"the bundle's manifest would not be read by anybody: {why}",
+            where=str(output),
+            hint="one bundle lists about 120,000 small files or 7 TiB of large ones: make two of it",
+        )
+
+
 def _around(manifest: Manifest, data: bytes, objects: Objects, beside: Beside) -> dict[str, bytes]:
     """Return all files that the manifest cannot list: itself twice, sums, signature, their parity."""
     sums = sums_text(manifest.files, sha256_of(data).hexdigest()).encode()
@@ -144,7 +163,8 @@ def check_output(output: Path) -> None:
     """Refuse a place where no bundle can be put, before hours of work go by.
 
     Raises:
-        UnsafeInput: something is there that is not a bundle, or nothing can be written there.
+        UnsafeInput: something is there that is not a bundle.
+        DoesNotFit: nothing can be written there.
     """
     output = output.resolve()
     _refuse_to_replace(output)
@@ -155,7 +175,7 @@ def check_output(output: Path) -> None:
         with tempfile.TemporaryDirectory(dir=folder, prefix=".bundler-"):
             pass
     except OSError as error:
-        raise UnsafeInput(
+        raise DoesNotFit(
             f"nothing can be written here: {error.strerror}",
             where=str(folder),
             hint="give an --output in a folder of yours",
@@ -209,7 +229,7 @@ def _check_room(layout: Layout, output: Path, world: World) -> None:
     free = shutil.disk_usage(output.parent).free
     if need > free:
         raise DoesNotFit(
-            f"the bundle needs {format_bytes(need)} more on this disk, {format_bytes(free)} free",
+            f"the bundle needs {format_size(need)} more on this disk, {format_size(free)} free",
             where=str(output.parent),
             hint="free some space, or give an --output on another disk",
         )

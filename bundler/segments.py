@@ -5,11 +5,21 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from bundler.errors import UnsafeInput
+
 _BLOCK = 1 << 20
+_PLAIN_FLAGS = (
+    os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+)
+_KINDS = {
+    stat.S_IFLNK: "a link", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
+}  # fmt: skip
 
 
 def hash_with_segments(path: Path, segment_bytes: int) -> tuple[str, tuple[str, ...]]:
@@ -32,16 +42,38 @@ def hash_with_segments(path: Path, segment_bytes: int) -> tuple[str, tuple[str, 
 
 @contextmanager
 def open_plain(path: Path) -> Iterator[int]:
-    """Open a regular file for reading, never what a link leads to.
+    """Open a regular file for reading, never what a link leads to, and never what would not answer.
+
+    A pipe is waited at for ever, a device may do something when it is opened: what lies there is
+    looked at before, and once more when it is open.
 
     Raises:
-        OSError: it is not there, is a link, or cannot be read.
+        OSError: it is not there, is a folder, or cannot be read.
+        UnsafeInput: it is a link, a pipe, a socket or a device.
     """
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | os.O_CLOEXEC)
+    _check_plain(path, path.lstat().st_mode)
+    descriptor = os.open(path, _PLAIN_FLAGS)
     try:
+        _check_plain(path, os.fstat(descriptor).st_mode)
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _check_plain(path: Path, mode: int) -> None:
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        raise UnsafeInput(
+            f"is {kind_of(mode)} where a file should be, and is not opened",
+            where=str(path),
+            hint="remove it, then run the same command again",
+        )
+
+
+def kind_of(mode: int) -> str:
+    """Say what something is that is neither file nor folder."""
+    return _KINDS.get(stat.S_IFMT(mode), "no regular file")
 
 
 def hash_range(path: Path, offset: int, size_bytes: int) -> str:

@@ -29,10 +29,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from bundler.errors import BusyError, DamagedError, DoesNotFit, UnsafeInput
-from bundler.value import canonical_json, check_sha256, format_bytes
+from bundler.value import canonical_json, check_sha256, format_size
 
 _FICLONE = 0x40049409  # linux/fs.h: share the extents of one file with another
 _BLOCK = 1 << 20
@@ -55,7 +53,7 @@ def full_disk_is_an_error(folder: Path, what: str) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             free = shutil.disk_usage(folder).free
             raise DoesNotFit(
-                f"the disk is full while writing {what}: {format_bytes(free)} left",
+                f"the disk is full while writing {what}: {format_size(free)} left",
                 where=str(folder),
                 hint="free some space and run the same command again: finished work is kept",
             ) from error
@@ -320,6 +318,8 @@ class Store:
         Raises:
             BusyError: it was not free within the timeout.
         """
+        from filelock import FileLock, Timeout
+
         lock = FileLock(self.root / "locks" / f"{name}.lock")
         try:
             lock.acquire(timeout=timeout_seconds)
@@ -328,7 +328,21 @@ class Store:
                 f"another bundler is working on {name}",
                 hint="wait for it to finish, or stop it, then run the same command again",
             ) from error
+        holder = self._holder_path(name)
         try:
+            holder.write_text(str(os.getpid()))
             yield
         finally:
+            holder.unlink(missing_ok=True)
             lock.release()
+
+    def holder(self, name: str) -> int | None:
+        """Return the process that holds the lock called `name`, as far as it can be told."""
+        try:
+            process = int(self._holder_path(name).read_text()[:20])
+        except (OSError, ValueError):
+            return None
+        return process if Path(f"/proc/{process}").exists() else None
+
+    def _holder_path(self, name: str) -> Path:
+        return self.root / "locks" / f"{name}.pid"

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from bundler.download import Download, Transfer, Way, translated
+from bundler.download import Download, Transfer, Way, is_local, translated
 from bundler.errors import (
     BusyError,
     DamagedError,
@@ -32,10 +32,11 @@ from bundler.lock import LockedFile
 from bundler.pacing import DEFAULT_PATIENCE, Bandwidth, Patience, patiently
 from bundler.parallel import Stopped, in_parallel, raise_together
 from bundler.part import forget_part, part_length
-from bundler.value import format_bytes
+from bundler.value import format_size
 from bundler.world import World
 
 _REPORT_SECONDS = 0.1
+_MOST_NAMED = 10
 
 
 @dataclass(frozen=True)
@@ -66,21 +67,27 @@ def fetch(
     missing = _without_local(missing, world, stop)
     if not missing:
         return
-    if world.offline:
-        raise SourceError(
-            [
-                Problem("is not in the store, and no connection may be opened", item.file.path)
-                for item in missing
-            ]
-            + [
-                Problem(
-                    f"{len(missing)} files of {format_bytes(_total(missing))} are missing",
-                    hint="run the same command once without --offline",
-                )
-            ]
-        )
+    remote = [item for item in missing if not all(is_local(way.source) for way in item.ways)]
+    if world.offline and remote:
+        raise SourceError(_offline_problems(remote))
     _check_room(missing, world)
     _download_all(missing, world, step, patience, stop)
+
+
+def _offline_problems(missing: Sequence[_Wanted]) -> list[Problem]:
+    """Name what is missing and where it would come from, the largest first, then the sum of it."""
+    largest = sorted(missing, key=lambda item: (-item.file.size_bytes, item.file.path))
+    named = [
+        Problem(
+            f"is not in the store ({format_size(item.file.size_bytes)}), and no connection may be "
+            "opened",
+            f"{item.file.path} ({item.file.addresses[0]})" if item.file.addresses else item.file.path,
+        )
+        for item in largest[:_MOST_NAMED]
+    ]  # fmt: skip
+    count = f"{len(missing)} file" + ("" if len(missing) == 1 else "s")
+    hint = "run the same command once with a network, without --offline; what it fetched stays"
+    return [*named, Problem(f"missing: {count} of {format_size(_total(missing))}", hint=hint)]
 
 
 def read_range(
@@ -227,8 +234,8 @@ def _check_room(missing: list[_Wanted], world: World) -> None:
     free = shutil.disk_usage(world.store.root).free
     if needed > free:
         raise DoesNotFit(
-            f"{format_bytes(needed)} are to be fetched and {format_bytes(free)} are free: "
-            f"{format_bytes(needed - free)} too little",
+            f"{format_size(needed)} are to be fetched and {format_size(free)} are free: "
+            f"{format_size(needed - free)} too little",
             where=str(world.store.root),
             hint="free some space, or put the store on a larger disk",
         )

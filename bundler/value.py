@@ -86,7 +86,7 @@ def parse_bytes(text: str | int) -> int:
 
 
 def format_bytes(count: int) -> str:
-    """Write a byte count for people, in binary units with three significant digits.
+    """Write an amount of memory for people, in binary units with three significant digits.
 
     >>> format_bytes(0), format_bytes(1610612736)
     ('0 B', '1.50 GiB')
@@ -98,6 +98,21 @@ def format_bytes(count: int) -> str:
         amount, power = amount / 1024, power + 1
     decimals = 2 if abs(amount) < 10 else 1 if abs(amount) < 100 else 0
     return f"{amount:.{decimals}f} {('KiB', 'MiB', 'GiB', 'TiB')[power]}"
+
+
+def format_size(count: int) -> str:
+    """Write the size of a file, a stick or a download as their makers do: in decimal units.
+
+    >>> format_size(999), format_size(1_610_612_736), format_size(60_220_000_000)
+    ('999 B', '1.61 GB', '60.2 GB')
+    """
+    if abs(count) < 1000:
+        return f"{count} B"
+    amount, power = count / 1000, 0
+    while abs(amount) >= 999.5 and power < 3:
+        amount, power = amount / 1000, power + 1
+    decimals = 2 if abs(amount) < 9.995 else 1 if abs(amount) < 99.95 else 0
+    return f"{amount:.{decimals}f} {('kB', 'MB', 'GB', 'TB')[power]}"
 
 
 Bytes = Annotated[

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256 as sha256_of
 from pathlib import Path
 from typing import Literal
 
-from bundler.errors import DamagedError
+from bundler.errors import DamagedError, Problem, UnsafeInput
 from bundler.grouping import Piece, pieces_of
 from bundler.manifest import (
     BESIDE,
@@ -22,14 +22,15 @@ from bundler.manifest import (
     HEAD_NAME,
     MANIFEST_NAME,
     SUMS_NAME,
+    UPDATE_NAME,
     BundleFile,
     Manifest,
     sums_text,
 )
 from bundler.media.copies import Candidate, bounded_bytes, judged, right_manifest
 from bundler.media.head import head_faults
-from bundler.segments import hash_range
-from bundler.store import hash_file
+from bundler.printable import printable_name
+from bundler.segments import hash_range, kind_of
 
 Kind = Literal["missing", "extra", "changed", "renamed", "unsafe", "mode"]
 Span = tuple[int, int]
@@ -48,7 +49,8 @@ class Finding:
     """Of a changed file: which of its bytes are not right, as far as the manifest can tell."""
 
     def __str__(self) -> str:
-        return f"{self.kind:8} {self.path}" + (f" ({self.detail})" if self.detail else "")
+        detail = f" ({printable_name(self.detail)})" if self.detail else ""
+        return f"{self.kind:8} {printable_name(self.path)}{detail}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,8 @@ class Verification:
     files: int
     size_bytes: int
     findings: tuple[Finding, ...]
+    manifest_data: bytes = field(default=b"", repr=False)
+    """The bytes that were read as the manifest: what a signature is held against, and no others."""
 
 
 def read_manifest(root: Path) -> Manifest:
@@ -103,22 +107,52 @@ def verify_bundle(
 
     Raises:
         DamagedError: neither the manifest nor its copy can be read.
+        UnsafeInput: a link, a pipe, a socket or a device lies where one of bundler's own files
+            should be.
     """
+    refuse_unsafe(root, unsafe_findings(root), (*BESIDE, "parity"))
     return verify_against(root, right_manifest(root), workers=workers, progress=progress)
+
+
+def unsafe_findings(root: Path) -> list[Finding]:
+    """Return what lies in a bundle and is neither file nor folder. Opens nothing."""
+    if not root.is_dir():
+        return []
+    return [Finding(path, "unsafe", why) for path, (_, why) in _walk(root) if why]
+
+
+def refuse_unsafe(
+    root: Path, found: Iterable[Finding], where: Collection[str] | None = None
+) -> None:
+    """Raise all that is unsafe, or that of it which lies at one of the places named.
+
+    Raises:
+        UnsafeInput: there is any.
+    """
+    hint = "remove it, then run the same command again"
+    refused = [f for f in found if f.kind == "unsafe" and (where is None or f.path in where)]
+    if refused:
+        raise UnsafeInput([Problem(str(finding), str(root), hint) for finding in refused])
 
 
 def verify_against(
     root: Path, believed: Candidate, *, workers: int = 2,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None, only: Collection[Piece] | None = None,
 ) -> Verification:  # fmt: skip
-    """Do the same with the manifest that is given, wherever it was found."""
+    """Do the same with the manifest that is given, wherever it was found.
+
+    With `only`, just these pieces of files are read; names, sizes, modes and what no manifest lists
+    are looked at all the same.
+    """
     manifest = believed.manifest
     assert manifest is not None
     found = dict(_walk(root))
     promised = {file.path: file for file in manifest.files}
     findings = [Finding(path, "unsafe", why) for path, (_, why) in found.items() if why and path]
     present = [file for path, file in promised.items() if path in found and not found[path][1]]
-    findings += _changed(root, present, manifest, workers, progress)
+    pieces = [piece for file in present for piece in pieces_of(file, manifest.segment_bytes)]
+    read = pieces if only is None else [piece for piece in pieces if piece in only]
+    findings += _changed(root, present, read, workers, progress)
     findings += _mode_findings(present, {path: mode for path, (mode, _) in found.items()})
     missing = [file for path, file in promised.items() if path not in found]
     extra = [
@@ -126,10 +160,18 @@ def verify_against(
         for path, (_, why) in found.items()
         if path not in promised and not why and path not in _allowed_beside(manifest)
     ]
-    findings += _renamed_missing_extra(root, missing, extra)
-    findings += _beside_findings(root, believed, manifest)
+    findings += _renamed_missing_extra(root, missing, [p for p in extra if not _of_update(p)])
+    if any(map(_of_update, extra)):
+        findings.append(Finding(UPDATE_NAME, "extra", "an update was begun and is not finished"))
+    findings += beside_findings(root, believed, manifest)
     total = sum(file.size_bytes for file in manifest.files)
-    return Verification(manifest, believed.sha256, len(promised), total, tuple(sorted(findings)))
+    return Verification(
+        manifest, believed.sha256, len(promised), total, tuple(sorted(findings)), believed.data
+    )
+
+
+def _of_update(path: str) -> bool:
+    return path.startswith(f"{UPDATE_NAME}/")
 
 
 def _allowed_beside(manifest: Manifest) -> tuple[str, ...]:
@@ -150,7 +192,7 @@ def _walk(root: Path) -> Iterator[tuple[str, tuple[int, str]]]:
                 elif stat.S_ISREG(info.st_mode):
                     yield path, (info.st_mode, "")
                 else:
-                    yield path, (0, "not a regular file")
+                    yield path, (0, f"{kind_of(info.st_mode)}, not a regular file")
 
 
 def _mode_findings(present: list[BundleFile], modes: dict[str, int]) -> Iterator[Finding]:
@@ -170,12 +212,11 @@ def _mode_findings(present: list[BundleFile], modes: dict[str, int]) -> Iterator
 
 
 def _changed(
-    root: Path, present: list[BundleFile], manifest: Manifest, workers: int,
+    root: Path, present: list[BundleFile], pieces: list[Piece], workers: int,
     progress: Callable[[int, int], None] | None,
 ) -> Iterator[Finding]:  # fmt: skip
     """Yield the files whose bytes are not as promised, with the ranges of large ones."""
-    pieces = [piece for file in present for piece in pieces_of(file, manifest.segment_bytes)]
-    total = sum(file.size_bytes for file in manifest.files)
+    total = sum(piece.size_bytes for piece in pieces)
     done, wrong = 0, dict[str, list[tuple[Piece, str]]]()
     with ThreadPoolExecutor(workers) as pool:
         faults = pool.map(lambda piece: _fault(root, piece), pieces)
@@ -260,8 +301,9 @@ def _digests_of_extras(root: Path, sizes: set[int], extra: list[str]) -> Mapping
     found = {}
     for path in extra:
         try:
-            if (root / path).lstat().st_size in sizes:
-                found[hash_file(root / path)] = path
+            size = (root / path).lstat().st_size
+            if size in sizes:
+                found[hash_range(root / path, 0, size)] = path
         except OSError:
             continue  # It cannot be read, so it is not the file that is missed.
     return found
@@ -270,7 +312,8 @@ def _digests_of_extras(root: Path, sizes: set[int], extra: list[str]) -> Mapping
 # -- what the manifest cannot list ---------------------------------------------------------------------
 
 
-def _beside_findings(root: Path, believed: Candidate, manifest: Manifest) -> Iterator[Finding]:
+def beside_findings(root: Path, believed: Candidate, manifest: Manifest) -> Iterator[Finding]:
+    """Yield what is wrong with the manifest, its copy, the sums and the head of a bundle."""
     sums = sums_text(manifest.files, sha256_of(believed.data).hexdigest()).encode()
     other = f"read from {believed.name}"
     expected: Iterable[tuple[str, bytes, str]] = (

@@ -53,6 +53,7 @@ def empty_manifest(layout: Layout, segment_bytes: int = SEGMENT_BYTES) -> Manife
 def sealed(
     folder: Path, files: dict[str, bytes] | None = None, *, percent: float = 10,
     segment_bytes: int = SEGMENT_BYTES, beside=lambda data: {},
+    programs: dict[str, bytes] | None = None,
 ) -> Path:  # fmt: skip
     """Build a bundle at `folder`/dist/b and return it."""
     world = World(store=Store(folder / "store"))
@@ -62,6 +63,8 @@ def sealed(
             layout.add_data(path, data, executable=path == "start")
         else:
             layout.add_object(path, *world.store.put(data))
+    for path, data in (programs or {}).items():
+        layout.add_object(path, *world.store.put(data), executable=True)
     output = folder / "dist" / "b"
     made = empty_manifest(layout, segment_bytes)
     seal(layout, made, output, world, beside, parity_percent=percent)

@@ -15,6 +15,7 @@ from bundler.builtin.llamacpp import ggml, native
 
 API_VERSION = 2
 FREE_BYTES = 80 << 30
+_ALIGNMENT = 128
 _POINTER, _SIZE, _TEXT = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p
 _GPU = 1
 _kept: list[Any] = []
@@ -138,10 +139,30 @@ def _device(number: int, registry: _Registry) -> _Device:
 def _buffer_type(name: bytes, device: _Device) -> _BufferType:
     found = _BufferType(device=ctypes.addressof(device))
     found.iface.get_name = _callback(_TEXT, _POINTER)(lambda buffers: name)
-    found.iface.get_alignment = _callback(_SIZE, _POINTER)(lambda buffers: 128)
+    found.iface.get_alignment = _callback(_SIZE, _POINTER)(lambda buffers: _ALIGNMENT)
     found.iface.get_alloc_size = _callback(_SIZE, _POINTER, _POINTER)(_alloc_size)
+    found.iface.alloc_buffer = _callback(_POINTER, _POINTER, _SIZE)(_allocate)
     _kept.append(found)
     return found
+
+
+_BUFFER_TYPE_AT = 11 * ctypes.sizeof(_POINTER)
+"""Of `ggml_backend_buffer`: behind the eleven functions of its interface."""
+
+
+def _allocate(buffers: int, size: int) -> int:
+    """Allocate in main memory what only says that it lies on the device: a LoRA adapter's weights."""
+    processor = native.symbol("ggml_backend_cpu_buffer_type", _POINTER)()
+    made = native.symbol("ggml_backend_buft_alloc_buffer", _POINTER, _POINTER, _SIZE)(
+        processor, size + _ALIGNMENT
+    )
+    step = ctypes.sizeof(_POINTER)
+    ctypes.c_void_p.from_address(made).value = None  # never freed: it begins elsewhere now
+    ctypes.c_void_p.from_address(made + _BUFFER_TYPE_AT).value = buffers
+    begin = ctypes.c_void_p.from_address(made + _BUFFER_TYPE_AT + step)
+    begin.value = -(-(begin.value or 0) // _ALIGNMENT) * _ALIGNMENT
+    ctypes.c_size_t.from_address(made + _BUFFER_TYPE_AT + 2 * step).value = size
+    return int(made)
 
 
 def _backend(name: bytes, device: int) -> int:

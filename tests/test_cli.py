@@ -37,9 +37,9 @@ def test_a_recipe_that_is_not_there_is_named():
     assert "nowhere.toml" in done.stderr
 
 
-def test_a_directory_that_is_no_bundle_exits_with_six(tmp_path):
+def test_a_directory_that_is_no_bundle_exits_with_two(tmp_path):
     done = bundler("verify", tmp_path)
-    assert done.returncode == 6
+    assert done.returncode == 2
     assert "not a bundle" in done.stderr
 
 

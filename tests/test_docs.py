@@ -11,6 +11,8 @@ import typer.main
 from bundler import errors, hookspecs
 from bundler.cli import app
 from bundler.recipe_file import parse_recipe, read_recipe
+from bundler.verify import read_manifest
+from tests.demo import demo_bundle
 
 ROOT = Path(__file__).parents[1]
 DOCS = {path.name: path.read_text() for path in (ROOT / "docs").glob("*.md")}
@@ -85,6 +87,25 @@ def test_the_readme_begins_with_the_two_commands_and_make_has_them():
         assert any(line.startswith(f"$ make {command}") for line in screen)
         assert re.search(rf"^{command}:", makefile, re.MULTILINE)
     assert "make test" in (ROOT / ".ci/run").read_text()
+
+
+def test_the_figures_of_the_example_are_those_of_the_example():
+    text = (ROOT / "README.md").read_text()
+    manifest = read_manifest(demo_bundle())
+    (corpus,) = manifest.corpora
+    assert f"a handbook of\n{corpus.coverage.articles_indexed} articles" in text
+    assert manifest.parity is not None
+    assert "5 % parity" in text
+    card = (ROOT / "examples/model/README.md").read_text()
+    assert "5.0 M parameters" in card
+    assert "5 million parameters" in text
+
+
+def test_the_picture_in_the_readme_is_what_the_planner_says_today():
+    script = ROOT / "tools/plan_picture.py"
+    done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr or "run tools/plan_picture.py, and look at the picture"
+    assert "docs/plan.svg" in (ROOT / "README.md").read_text()
 
 
 def test_no_address_of_a_registry_is_written_down():

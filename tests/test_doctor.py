@@ -159,7 +159,7 @@ def test_room_for_store_and_bundle_on_one_disk_is_added_up(tmp_path):
                 free_bytes=10 * GIB)
     )  # fmt: skip
     assert [f.name for f in missing(found)] == ["store", "output"]
-    assert "1.00 GiB too much" in missing(found)[0].said
+    assert "1.07 GB too much" in missing(found)[0].said
     assert exit_code(found) == 4
     enough = storage(tmp_path / "store", tmp_path / "out", build_bytes=6 * GIB,
                      bundle_bytes=4 * GIB, free_bytes=10 * GIB)  # fmt: skip
@@ -331,7 +331,7 @@ SMALL = BundledTier(
 
 
 def test_a_bundle_for_this_machine_can_be_served(tmp_path):
-    found = list(serving(manifest(), tmp_path, machine()))
+    found = list(serving(manifest(), tmp_path, machine(), {}))
     assert missing(found) == []
     assert "x86-64-v3" in by_name(found, "processor")[0].said
     assert "7.6 s" in by_name(found, "loading")[0].said
@@ -347,7 +347,7 @@ def test_a_bundle_for_this_machine_can_be_served(tmp_path):
     ],
 )
 def test_what_stands_in_the_way_of_a_bundle_is_named(tmp_path, changed, name):
-    found = list(serving(manifest(), tmp_path, machine(**changed)))
+    found = list(serving(manifest(), tmp_path, machine(**changed), {}))
     assert [f.name for f in missing(found)] == [name]
     assert exit_code(found) == 4
     assert missing(found)[0].remedy
@@ -355,25 +355,34 @@ def test_what_stands_in_the_way_of_a_bundle_is_named(tmp_path, changed, name):
 
 def test_of_several_sets_one_that_fits_is_enough(tmp_path):
     both = manifest([LARGE, SMALL])
-    found = list(serving(both, tmp_path, machine()))
+    found = list(serving(both, tmp_path, machine(), {}))
     assert missing(found) == []
     assert by_name(found, "models large")[0].state == "note"
     assert "would take these" in by_name(found, "models small")[0].said
     with_card = machine(cards=(CARD,))
-    found = list(serving(both, tmp_path, with_card))
+    found = list(serving(both, tmp_path, with_card, {}))
     assert "would take these" in by_name(found, "models large")[0].said
     none = machine(ram_free=Figure(value=GIB, how="told"))
-    found = list(serving(both, tmp_path, none))
+    found = list(serving(both, tmp_path, none, {}))
     assert [f.name for f in missing(found)] == ["models large", "models small"]
 
 
 def test_several_accelerators_are_needed_where_the_models_were_split():
     two = CARD_TARGET.model_copy(update={"device_count": 2})
     tier = LARGE.model_copy(update={"target": two})
-    assert "there is 1 of 2" in shortage(tier, machine(cards=(CARD,)))
+    assert "2 accelerators are needed" in shortage(tier, machine(cards=(CARD,)))
     assert shortage(tier, machine(cards=(CARD, CARD))) == ""
     weak = CARD.model_copy(update={"free_bytes": 19 * GIB})
-    assert "1.00 GiB too little" in shortage(tier, machine(cards=(CARD, weak)))
+    assert "has 19.0 GiB free" in shortage(tier, machine(cards=(CARD, weak)))
+
+
+def test_doctor_says_what_the_station_would_take():
+    """A card that the bundle's programs cannot use, and memory that leaves no room for all else."""
+    assert shortage(LARGE, machine(cards=(CARD,)), {"cuda"}) == ""
+    said = shortage(LARGE, machine(cards=(CARD,)), set())
+    assert "NVIDIA H200 is there, but no program of this bundle can use it" in said
+    tight = machine(ram_free=Figure(value=SMALL.ram_bytes + 2**20, how="told"))
+    assert "too few to leave some for all else" in shortage(SMALL, tight)
 
 
 def test_a_bundle_of_before_there_were_tiers_is_added_up():
@@ -400,7 +409,7 @@ def test_doctor_of_the_quickstart_is_calm_and_ends_with_zero(tmp_path):
 @linux_only
 def test_doctor_gives_json_with_the_same_exit_code(tmp_path):
     done = bundler("doctor", "--json", "--store", tmp_path / "s", "--bundle", tmp_path)
-    assert done.returncode == 6
+    assert done.returncode == 2
     assert "not a bundle" in done.stderr
     done = bundler("doctor", "--json", "--store", tmp_path / "s")
     record = json.loads(done.stdout)

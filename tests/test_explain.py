@@ -172,7 +172,9 @@ def test_nothing_is_said_honestly_where_nothing_would_help():
     assert found is not None
     assert all(more.changes == () and more.less_damage == 0 for more in found.more)
     text = "\n".join(line for _, line in in_lines(found, 120))
-    assert "nothing would come of 4 GiB more VRAM or RAM or disk alone" in text
+    assert "nothing would come of 1, 2 or 4 GiB more VRAM or RAM or disk alone" in text
+    assert "no limit is in the way; the fullest is" in text
+    assert "tightest" not in text
     assert "nothing that the recipe could do without would help the rest" in text
     (model,) = found.tiers[0].models
     assert model.runner_up is not None

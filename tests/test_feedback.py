@@ -34,6 +34,7 @@ from bundler.recipe_file import parse_recipe
 from bundler.resolve import MeasuredFacts, lock_text, read_lock
 from bundler.store import Store
 from bundler.testing.fakes import MAGIC
+from bundler.verify import verify_bundle
 from bundler.world import World
 from tests.fake_build import RECIPE, fakes, run
 
@@ -981,3 +982,21 @@ def test_a_machine_that_cannot_measure_believes_no_figure_of_a_machine(tmp_path)
 
     elsewhere.engine.tool = missing
     assert [c.offer.quant for c in plan_of(tmp_path, recipe, elsewhere).choices] == ["half"]
+
+
+@pytest.mark.parametrize("replans", [0, 1, 2])
+def test_an_optional_model_that_turns_out_too_large_is_left_out_and_the_build_ends(
+    tmp_path, replans
+):
+    plugin = two_fakes()
+    # Each fits alone into 1 GB; together they do not.
+    plugin.engine.peak_by_quant = {"half": 6 * 10**8, "tenth": 6 * 10**8}
+    recipe = two_models(other="optional = true", replans=replans)
+    first = run(tmp_path, plugin, recipe)
+    assert [choice.model for choice in first.plan.choices] == ["chat"]
+    assert not verify_bundle(first.output).findings
+    # With few tries, what passed ships, and the next build takes what was found to be better.
+    later = [run(tmp_path, plugin, recipe).manifest_sha256 for _ in range(5)]
+    assert later[-1] == later[-2]
+    if replans == 2:
+        assert {first.manifest_sha256} == set(later)

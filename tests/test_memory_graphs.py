@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,12 @@ from bundler.builtin.llamacpp.graph.blocks import Blocks
 from bundler.builtin.llamacpp.graph.families import FAMILIES
 from bundler.builtin.llamacpp.graph.repetition import stretches
 from bundler.builtin.llamacpp.graph.reserve import compute_buffers
-from bundler.builtin.llamacpp.graph.shape import Model, Run, Site
+from bundler.builtin.llamacpp.graph.shape import Model, Run, Site, ThinPair
 from bundler.builtin.llamacpp.graph.tensors import Graph, Tensor, like, new
-from bundler.builtin.llamacpp.placement import adapter_bytes, placement_of
+from bundler.builtin.llamacpp.placement import placement_of
 from bundler.lock import ModelFacts
-from bundler.weights.gguf_writer import TensorPlan, encode_header, field
+from bundler.weights.gguf_writer import TensorPlan, field
+from tests.adapters import write_adapter
 from tests.memory_cases import CARD, SHAPES, ask, cells_of, types_of
 from tests.published_shapes import CELLS, PUBLISHED, cell
 from tests.shapes import facts_of
@@ -84,15 +84,16 @@ def test_an_adapter_adds_its_thin_products_to_the_graph(tmp_path: Path):
             plans.append(TensorPlan(f"{tensor.name}.lora_a", "F16", (rank, columns)))
             plans.append(TensorPlan(f"{tensor.name}.lora_b", "F16", (rows, rank)))
     path = tmp_path / "adapter.gguf"
-    path.write_bytes(encode_header(fields, plans))
-    size = sum((plan.size_bytes + 31) // 32 * 32 for plan in plans)
-    os.truncate(path, path.stat().st_size + size)
-    assert adapter_bytes(facts, rank) == size
+    write_adapter(path, plans, fields)
+    pairs = tuple(
+        ThinPair(down.name.removesuffix(".lora_a"), "F16", down.shape[::-1], "F16", up.shape[::-1])
+        for down, up in zip(plans[::2], plans[1::2], strict=True)
+    )
     each = cell(512, "f16", True, 128, 1)
     (answer,) = ask(
         "graphs", tmp_path, facts, types_of(facts, "Q8_0"), [each], allocate=True, adapter=str(path)
     )
-    ours = built(facts, Run(**each, adapter_rank=rank))
+    ours = built(facts, Run(**each, adapters=(pairs,)))
     assert [described(n) for n in ours.nodes] == [described(n) for n in told(answer).nodes]
 
 

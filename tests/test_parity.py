@@ -20,14 +20,13 @@ from bundler.grouping import (
     grouped,
     parity_bytes,
     pieces_of,
-    planned_parity_bytes,
-    room_without_parity,
 )
 from bundler.manifest import BundleFile, Manifest
 from bundler.media import par2
 from bundler.media.objects import Objects
 from bundler.media.packets import MAGIC, RECOVERY, scan, set_ids
 from bundler.media.parity import make_set
+from bundler.planning.parity_room import planned_parity_bytes, room_without_parity
 from bundler.segments import hash_with_segments
 from bundler.store import Store
 from bundler.value import pretty_json

@@ -5,11 +5,9 @@ import json
 import os
 import random
 import shutil
-import signal
 import struct
 import subprocess
 import sys
-import time
 from contextlib import contextmanager
 
 import pytest
@@ -18,6 +16,7 @@ from hypothesis import strategies as st
 
 from bundler.errors import BusyError, DamagedError, UnsafeInput
 from bundler.manifest import HEAD_NAME
+from bundler.media import repair, view
 from bundler.media.packets import DESCRIPTION
 from bundler.media.repair import repair_bundle
 from bundler.store import Store
@@ -195,6 +194,71 @@ def test_modes_come_back(tmp_path):
     assert os.access(stick / "start", os.X_OK)
 
 
+def test_a_lost_program_of_several_segments_comes_back_as_a_program(tmp_path):
+    files = {CHAT: noise("chat", 40 * SEGMENT_BYTES)}
+    stick = copied(sealed(tmp_path, files, programs={"py": noise("py", 2 * SEGMENT_BYTES + 5)}),
+                   tmp_path / "stick")  # fmt: skip
+    (stick / "py").unlink()
+    done = repair_bundle(stick)
+    assert (done.repaired, done.unrepaired) == (("py",), ())
+    assert os.access(stick / "py", os.X_OK)
+    assert verify_bundle(stick).findings == ()
+
+
+def test_a_program_that_lost_its_mode_and_its_content_gets_both_back(tmp_path):
+    programs = {"py": noise("py", 2 * SEGMENT_BYTES + 5), "start": b"#!/bin/sh\n"}
+    files = {CHAT: noise("chat", 40 * SEGMENT_BYTES)}
+    stick = copied(sealed(tmp_path, files, programs=programs), tmp_path / "stick")
+    overwrite(stick / "py", 70_000, 9)
+    (stick / "py").chmod(0o644)
+    assert {f.kind for f in verify_bundle(stick).findings} == {"changed", "mode"}
+    told = repair_bundle(stick, dry_run=True)
+    done = repair_bundle(stick)
+    assert told.repaired == done.repaired == ("py",)
+    assert verify_bundle(stick).findings == ()
+
+
+@pytest.mark.parametrize("path", ["runtime/second.so", "app/page11.html", CHAT])
+def test_what_was_appended_is_cut_away_without_parity(tmp_path, path):
+    bundle = sealed(tmp_path, percent=0)
+    stick = copied(bundle, tmp_path / "stick")
+    append(path)(stick)
+    assert repair_bundle(stick, dry_run=True).repaired == (path,)
+    done = repair_bundle(stick)
+    assert (done.repaired, done.unrepaired) == ((path,), ())
+    assert digests(stick) == digests(bundle)
+
+
+def test_what_verify_still_finds_is_not_called_repaired(stick, monkeypatch):
+    """A medium that takes what is written and gives back something else, once the repair is over."""
+    overwrite(stick / CHAT, 10, 10)
+    (stick / "start").unlink()
+    inner = repair.repair_set
+
+    def failing(*given, **more):
+        outcome = inner(*given, **more)
+        overwrite(stick / CHAT, 10, 10, seed="again")
+        return outcome
+
+    monkeypatch.setattr(repair, "repair_set", failing)
+    done = repair_bundle(stick)
+    assert done.repaired == ("start",)
+    (problem,) = done.unrepaired
+    assert problem.message.startswith(f"{CHAT}: is still not right: changed")
+
+
+def test_the_scratch_of_a_repair_that_is_under_way_stays(stick, tmp_path):
+    with view.scratch(stick, 0, tmp_path) as folder:
+        (folder / "x").write_text("x")
+        view.sweep(tmp_path)
+        assert (folder / "x").exists()
+    left = tmp_path / f"{view.PREFIX}of-one-that-was-killed"
+    left.mkdir()
+    view.sweep(tmp_path)
+    assert not folder.exists()
+    assert not left.exists()
+
+
 # -- below and above the budget --------------------------------------------------------------------------
 
 
@@ -288,8 +352,9 @@ def test_a_lost_large_file_is_said_and_leaves_no_half_of_it(tmp_path):
 def test_a_signature_is_not_taken_for_right_when_nothing_is_left_to_tell(stick):
     overwrite(stick / "manifest.json.minisig", 0, 150)
     (stick / HEAD_NAME).unlink()
-    (problem,) = repair_bundle(stick).unrepaired
+    problem, head = repair_bundle(stick).unrepaired
     assert problem.message.startswith("manifest.json.minisig: is damaged, and so is")
+    assert head.message.startswith(f"{HEAD_NAME}: is still not right: missing")
     assert not (stick / HEAD_NAME).exists()
 
 
@@ -363,16 +428,32 @@ def test_a_dozen_flipped_bits_anywhere_are_repaired(stick, right, seed):
 # -- cut off -----------------------------------------------------------------------------------------------
 
 
-def killed_after(stick, seconds, tmp_path):
-    """Start a repair, kill it and all it started after a while."""
-    words = [sys.executable, "-m", "bundler.cli", "repair", stick, "--progress", "quiet"]
-    with subprocess.Popen(
-        words, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
-    ) as process:  # fmt: skip
-        time.sleep(seconds)
-        # Not polled before: while it is not waited for, its number is its own.
-        os.killpg(process.pid, signal.SIGKILL)
+def repair_traced(stick, scratch, *words):
+    """Repair in a process of its own whose first thread strace watches: it alone writes."""
+    command = [sys.executable, "-m", "bundler.cli", "repair", stick, "--progress", "quiet"]
+    return subprocess.run(
+        ["strace", "-qq", "-y", "-o", scratch.with_suffix(".strace"), *words, *command],
+        capture_output=True, env={**os.environ, "TMPDIR": str(scratch)}, timeout=300,
+    ).returncode  # fmt: skip
+
+
+def calls_on_the_stick(bundle, folder, call):
+    """Return which calls of one kind of a whole repair touch the bundle, counted from 1."""
+    folder.mkdir()
+    stick, scratch = copied(bundle, folder / "stick"), folder / "tmp"
+    scratch.mkdir()
+    spoil(stick)
+    assert repair_traced(stick, scratch, "-e", f"trace={call}") == 0
+    text = scratch.with_suffix(".strace").read_text(errors="replace")
+    lines = [line for line in text.splitlines() if line.startswith(f"{call}(")]
+    return [number for number, line in enumerate(lines, 1) if str(stick) in line]
+
+
+def spread(numbers, count):
+    """Return so many of them, from the first to the last."""
+    if len(numbers) <= count:
+        return numbers
+    return [numbers[index * (len(numbers) - 1) // (count - 1)] for index in range(count)]
 
 
 def spoil(stick):
@@ -386,49 +467,73 @@ def spoil(stick):
     overwrite(stick / "parity/0001.par2", 3000, 40)
 
 
-@pytest.mark.parametrize("seconds", [0.35, 0.6, 0.75, 0.9])
+needs_strace = pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed")
+
+
+@needs_strace
+@pytest.mark.parametrize("call", ["rename", "fsync", "pwrite64"])
 @pytest.mark.fault("C8")
 def test_a_killed_repair_leaves_old_or_right_bytes_and_a_second_one_finishes(
-    bundle, right, stick, seconds, tmp_path
+    bundle, right, call, tmp_path, cases_tried
 ):
-    spoil(stick)
-    kill_and_finish(bundle, right, stick, [seconds], tmp_path)
+    """kill -9 at the n-th call of one kind that touches the stick, for n spread over the work."""
+    numbers = calls_on_the_stick(bundle, tmp_path / "counted", call)
+    assert len(numbers) >= 4
+    states = [
+        killed_at(bundle, right, tmp_path / str(n), call, [n]) for n in spread(numbers, 4)
+    ]  # fmt: skip
+    assert states.count("in the middle") >= 2, states
+    cases_tried(len(states))
 
 
-def kill_and_finish(bundle, right, stick, moments, tmp_path):
-    old = {path: (stick / path).read_bytes() for path in digests(stick)}
-    scratch = tmp_path / "tmp"
+def killed_at(bundle, right, folder, call, numbers):
+    """Kill repairs at these calls, hold the stick to what may lie there, and finish; say the state."""
+    folder.mkdir()
+    stick, scratch = copied(bundle, folder / "stick"), folder / "tmp"
     scratch.mkdir()
-    for seconds in moments:
-        killed_after(stick, seconds, scratch)
-        for path in right:
-            if (stick / path).exists():
-                now, good = (stick / path).read_bytes(), (bundle / path).read_bytes()
-                before = old.get(path, b"")
-                assert len(now) in (len(good), len(before))
-                pages = range(0, len(now), 4096)
-                assert all(
-                    now[at : at + 4096] in (good[at : at + 4096], before[at : at + 4096])
-                    for at in pages
-                ), path
+    spoil(stick)
+    old = {path: (stick / path).read_bytes() for path in digests(stick)}
+    spoiled, was_killed = digests(stick), False
+    for number in numbers:
+        rule = f"inject={call}:signal=KILL:when={number}"
+        was_killed |= repair_traced(stick, scratch, "-e", f"trace={call}", "-e", rule) != 0
+        check_old_or_right(bundle, right, stick, old)
+    now = digests(stick)
     done = repair_bundle(stick, scratch=scratch)
     assert done.unrepaired == ()
     assert differing(stick, right) == set()
     assert list(scratch.glob(".bundler-repair*")) == []
+    assert was_killed
+    return "not begun" if now == spoiled else "finished" if now == right else "in the middle"
 
 
+def check_old_or_right(bundle, right, stick, old):
+    for path in right:
+        if (stick / path).exists():
+            now, good = (stick / path).read_bytes(), (bundle / path).read_bytes()
+            before = old.get(path, b"")
+            assert len(now) in (len(good), len(before))
+            pages = range(0, len(now), 4096)
+            assert all(
+                now[at : at + 4096] in (good[at : at + 4096], before[at : at + 4096])
+                for at in pages
+            ), path
+
+
+@needs_strace
 @pytest.mark.slow_sweep
 @pytest.mark.timeout(1800)
+@pytest.mark.parametrize("call", ["rename", "fsync", "pwrite64"])
 @pytest.mark.fault("C8")
-def test_repairs_killed_again_and_again_end_in_the_same_bytes(bundle, right, tmp_path):
-    for seed in range(60):
-        folder = tmp_path / str(seed)
-        folder.mkdir()
-        stick = copied(bundle, folder / "stick")
-        spoil(stick)
-        chance = random.Random(seed)
-        moments = [chance.uniform(0.2, 1.2) for _ in range(3)]
-        kill_and_finish(bundle, right, stick, moments, folder)
+def test_repairs_killed_again_and_again_end_in_the_same_bytes(
+    bundle, right, call, tmp_path, cases_tried
+):
+    numbers = calls_on_the_stick(bundle, tmp_path / "counted", call)
+    chance = random.Random(call)
+    for seed in range(20):
+        moments = chance.choices(numbers, k=3)
+        killed_at(bundle, right, tmp_path / str(seed), call, moments)
+    cases_tried(60)
 
 
 # -- disks that are full, or cannot be written -------------------------------------------------------------
@@ -490,7 +595,7 @@ def test_no_room_to_work_in_is_said_with_figures_and_nothing_changes(bundle, sti
     with mounted(tmp_path / "mnt", "size=1m") as mnt:
         (problem,) = repair_bundle(stick, scratch=mnt).unrepaired
     assert "of free space for a while" in problem.message
-    assert "1.00 MiB" in problem.message
+    assert "1.05 MB" in problem.message
     assert digests(stick) == damaged
 
 
@@ -638,7 +743,7 @@ def test_the_command_exits_with_six_when_something_is_lost(stick):
     assert done.returncode == 6
     assert "it needs 128 blocks" in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
-    assert bundler("repair", stick / "app").returncode == 6
+    assert bundler("repair", stick / "app").returncode == 2
 
 
 def test_the_command_exits_with_eight_on_a_link(stick):

@@ -271,7 +271,7 @@ def test_a_folder_whose_name_the_loader_cannot_take_is_explained(tmp_path):
 class Server:
     """The real server on a model, as the station starts it."""
 
-    def __init__(self, model, *, role="chat", environment=None, shell=False):
+    def __init__(self, model, *, role="chat", environment=None, shell=False, more=()):
         python = staged_runtime() / "python" / "bin" / "python3"
         described = json.loads((staged_runtime() / "xllamacpp.json").read_text())
         values = {
@@ -279,7 +279,7 @@ class Server:
             "context_tokens": 256, "parallel": 2, "kv_cache": "f16", "role": role,
             "gpu_layers": -1, "threads": 2,
         }  # fmt: skip
-        command = [part.format_map(values) for part in described["command"]]
+        command = [part.format_map(values) for part in described["command"]] + list(more)
         if shell:  # a parent between us and the server, to be killed
             hold = "import subprocess, sys; p = subprocess.Popen(sys.argv[1:]); p.wait()"
             command = [sys.executable, "-c", hold, *command]
@@ -432,6 +432,30 @@ def test_the_server_lists_what_this_machine_has():
         found, notes = list_devices(runtime, root, host_platform())
     assert notes == ()
     assert found == ()  # the ready-made wheel for Linux drives no accelerator
+
+
+def test_the_server_takes_what_was_planned_and_nothing_more():
+    """Asked with the real wheel: no layer on a card means no buffer on a card."""
+    program = (
+        "import json, sys; sys.path[:0] = sys.argv[1:3]; import serve_xllamacpp as s, xllamacpp\n"
+        "found = {}\n"
+        "for layers in '0', '7', '-1':\n"
+        "    words = ['--model', 'm', '--port', '0', '--context-tokens', '64',"
+        " '--gpu-layers', layers]\n"
+        "    p = s.parameters(xllamacpp, s.parse(words), 'k' * 16)\n"
+        "    found[layers] = [p.n_gpu_layers, p.no_op_offload, p.no_kv_offload,"
+        " p.n_ctx_checkpoints, p.cache_ram_mib]\n"
+        "print(json.dumps(found))"
+    )
+    runtime = staged_runtime()
+    done = subprocess.run(
+        [runtime / "python/bin/python3", "-c", program, runtime, runtime / "site"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert json.loads(done.stdout) == {
+        "0": [0, True, True, 0, 256], "7": [7, False, False, 0, 256],
+        "-1": [9999, False, False, 0, 256],
+    }  # fmt: skip
 
 
 # -- start scripts -----------------------------------------------------------------------------------

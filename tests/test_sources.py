@@ -27,7 +27,7 @@ from bundler.builtin.sources.connection import (
 from bundler.builtin.sources.hub_files import choose
 from bundler.builtin.sources.naming import check_listing, check_names
 from bundler.builtin.sources.published import metalink_for, sha256_for
-from bundler.errors import DamagedError, PassingFault, SourceError, UnsafeInput
+from bundler.errors import DamagedError, PassingFault, RecipeError, SourceError, UnsafeInput
 from bundler.lock import Resolution
 from bundler.pacing import Bandwidth, Patience, patiently
 from bundler.recipe import SourceReference
@@ -837,7 +837,7 @@ def test_names_that_no_stick_can_hold_are_all_told(world: World) -> None:
 
 
 def test_a_missing_path_says_where_it_was_looked_for(world: World) -> None:
-    with pytest.raises(SourceError, match=r"docs is not there") as caught:
+    with pytest.raises(RecipeError, match=r"no file or folder docs") as caught:
         PATH.resolve(reference("path:docs"), world)
     assert str(world.folder) in caught.value.problems[0].hint
     (world.folder / "docs").mkdir()

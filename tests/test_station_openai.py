@@ -9,7 +9,7 @@ import openai
 import pytest
 
 from bundler.station.configuration import this_platform
-from bundler.testing.station_bundle import make_bundle
+from bundler.testing.station_bundle import make_bundle, model_entry
 from bundler.testing.station_process import running_station
 
 # One client for all: making one costs 50 ms. It keeps no connection, so each request stands alone.
@@ -18,7 +18,11 @@ CLIENT = httpx2.Client(limits=httpx2.Limits(max_keepalive_connections=0), trust_
 
 @pytest.fixture(scope="module")
 def station(tmp_path_factory):
-    root = make_bundle(tmp_path_factory.mktemp("api"), platform=this_platform(), delay_ms=10)
+    models = [model_entry(), model_entry() | {"name": "embed", "role": "embed"}]
+    root = make_bundle(
+        tmp_path_factory.mktemp("api"), platform=this_platform(), delay_ms=10,
+        changes={"models": models},
+    )  # fmt: skip
     with running_station(root) as running:
         yield running
 
@@ -34,7 +38,7 @@ def say(text):
 
 
 def test_the_bundles_models_are_listed(client):
-    assert [model.id for model in client.models.list()] == ["chat"]
+    assert [model.id for model in client.models.list()] == ["chat", "embed"]
     assert client.models.retrieve("chat").id == "chat"
 
 
@@ -62,9 +66,21 @@ def test_a_text_is_completed_whole_and_as_a_stream(client):
 
 
 def test_texts_are_embedded(client):
-    data = client.embeddings.create(model="chat", input=["a", "b"], encoding_format="float").data
+    data = client.embeddings.create(model="embed", input=["a", "b"], encoding_format="float").data
     assert [item.index for item in data] == [0, 1]
     assert data[0].embedding != data[1].embedding
+
+
+def test_a_model_is_not_asked_for_what_it_is_not_for(client):
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.embeddings.create(model="chat", input="a")
+    assert caught.value.code == "wrong_role"
+    assert "makes no embeddings" in str(caught.value)
+    assert "Models that do: embed." in str(caught.value)
+    with pytest.raises(openai.BadRequestError, match="Models that do: chat"):
+        client.chat.completions.create(model="embed", messages=say("hi"))
+    with pytest.raises(openai.BadRequestError, match="does not write"):
+        list(client.completions.create(model="embed", prompt="a", stream=True))
 
 
 def test_an_unknown_model_is_a_404_that_names_the_known(client):
@@ -72,7 +88,7 @@ def test_an_unknown_model_is_a_404_that_names_the_known(client):
         client.chat.completions.create(model="gpt-4", messages=say("hi"))
     assert caught.value.code == "model_not_found"
     assert caught.value.param == "model"
-    assert "There are: chat." in str(caught.value)
+    assert "There are: chat, embed." in str(caught.value)
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("gpt-4")
 

@@ -33,7 +33,7 @@ from bundler.station.probe import (
     read_machine,
 )  # fmt: skip
 from bundler.station.problems import StationError
-from bundler.station.tiers import pick
+from bundler.station.tiers import judge, pick
 from bundler.testing.station_bundle import make_bundle, model_entry
 from bundler.testing.station_process import running_station
 
@@ -487,3 +487,14 @@ def test_a_bundle_for_one_machine_warns_and_leaves_the_variable_be(tmp_path, mon
         status = get(station, "api/status").json()
         assert "14.9 GiB of memory are needed" in status["warnings"][0]
         assert "are in use" not in "\n".join(station.output)
+
+
+def test_one_card_that_two_backends_list_is_one_card():
+    two = TierEntry(
+        "two", "two cards", accelerator="cuda", vram_bytes=20 * GB, ram_bytes=GB, device_count=2
+    )
+    cuda = Device("cuda", "NVIDIA GeForce RTX 4090", 23 * GB, 24 * GB)
+    vulkan = Device("vulkan", "NVIDIA GeForce RTX 4090", 23 * GB, 24 * GB)
+    assert not judge(two, Machine(64 * GB, devices=(cuda, vulkan))).fits
+    assert judge(two, Machine(64 * GB, devices=(cuda, cuda))).fits
+    assert judge(two, Machine(64 * GB, devices=(vulkan, cuda, vulkan))).fits

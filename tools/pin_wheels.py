@@ -70,9 +70,12 @@ def pin(platform: Platform, folder: Path) -> list[dict[str, Any]]:
 
 
 def download(name: str, platform: str, folder: Path) -> Path:
-    """Return the wheel of a package, in the installed version if there is one."""
+    """Return the wheel of a package, in the installed version if there is one.
+
+    Where its publisher makes that version for this platform no more, it is the last one before it.
+    """
     try:
-        wish = f"{name}=={metadata.version(name)}"
+        wish = f"{name}<={metadata.version(name)}"
     except metadata.PackageNotFoundError:
         wish = name
     place = folder / name

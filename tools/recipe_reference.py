@@ -32,6 +32,7 @@ SECTIONS = [
     ("Recipe", ""), ("BundleOptions", "[bundle]"), ("TargetRequest", "[target]"),
     ("TierRequest", "[tiers.<name>]"),
     ("ModelRequest", "[models.<name>]"), ("Gates", "[models.<name>.gates]"),
+    ("AdapterRequest", "[[models.<name>.adapters]]"),
     ("CorpusRequest", "[corpora.<name>]"), ("SourceReference", "sources"),
     ("RuntimeOptions", "[runtime]"), ("VerifyOptions", "[verify]"),
 ]  # fmt: skip

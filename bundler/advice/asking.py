@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bundler.advice.advised import NothingFits
 from bundler.advice.case import Case, fits
@@ -11,7 +11,7 @@ from bundler.advice.explain import explain
 from bundler.advice.explanation import Explanation
 from bundler.advice.frontier import Frontier, find_frontier
 from bundler.advice.remedies import of_the_stick, remedies_by_machine, suggestion
-from bundler.errors import BundlerError, DoesNotFit, Problem
+from bundler.errors import BundlerError, DoesNotFit
 from bundler.feedback.ruling import Ruling
 from bundler.lock import Lock
 from bundler.offering import allowed_offers, hopeful_offers, rulings
@@ -110,7 +110,7 @@ def with_remedies(error: DoesNotFit, recipe: Recipe, lock: Lock, plugins: Plugin
     )
     if not hint:
         return error
-    better = NothingFits([Problem(p.message, p.where, hint) for p in error.problems])
+    better = NothingFits([replace(p, hint=hint) for p in error.problems])
     better.remedies = remedies
     return better
 

@@ -6,19 +6,21 @@ from collections.abc import Callable, Iterator
 
 from bundler.advice.case import Case, Raisable, fits, raisables
 from bundler.advice.explanation import Remedy, RemedyKind
+from bundler.recipe import Recipe
 from bundler.solver.decision import Decision
 from bundler.value import format_bytes
 
+_MEMORY_KEYS = {"RAM": ("ram",), "VRAM": ("usable_vram", "max_vram")}
 _KEYS = {"disk": "bundle.max_size", "download": "bundle.max_download"}
 
 
-def more_memory(decision: Decision) -> Iterator[Remedy]:
+def more_memory(case: Case) -> Iterator[Remedy]:
     """Give for each memory the least by which raising it alone is enough."""
-    for limit in raisables(decision):
-        if decision.limits[limit.indices[0]].turns:
-            least = least_capacity(decision, limit)
+    for limit in raisables(case.decision):
+        if case.decision.limits[limit.indices[0]].turns:
+            least = least_capacity(case.decision, limit)
             if least is not None:
-                yield _raised(((limit, least),))
+                yield _raised(((limit, least),), case.recipe)
 
 
 def least_capacity(decision: Decision, limit: Raisable) -> int | None:
@@ -50,10 +52,10 @@ def _least(low: int, high: int, enough: Callable[[int], bool]) -> int:
     return high
 
 
-def all_limits(decision: Decision) -> Iterator[Remedy]:
+def all_limits(case: Case) -> Iterator[Remedy]:
     """Give one remedy which raises several limits, each to the least beside those before it."""
-    limits = raisables(decision)
-    open_ = decision
+    limits = raisables(case.decision)
+    open_ = case.decision
     for limit in limits:
         open_ = limit.raised(open_, None)
     if not fits(open_):
@@ -66,24 +68,37 @@ def all_limits(decision: Decision) -> Iterator[Remedy]:
             capacity = least_capacity(held, limit) or capacity
             raised.append((limit, capacity))
         open_ = limit.raised(open_, capacity)
-    yield _raised(tuple(raised))
+    yield _raised(tuple(raised), case.recipe)
 
 
-def _raised(raised: tuple[tuple[Raisable, int], ...]) -> Remedy:
+def _raised(raised: tuple[tuple[Raisable, int], ...], recipe: Recipe) -> Remedy:
     more = [least - limit.capacity_bytes for limit, least in raised]
     return Remedy(
         kind="more-memory", more_bytes=sum(more),
-        edits=tuple(_raise_in_words(limit, least) for limit, least in raised),
+        edits=tuple(_raise_in_words(limit, least, recipe) for limit, least in raised),
         size=sum(one / max(1, limit.capacity_bytes)
                  for one, (limit, _) in zip(more, raised, strict=True)),
     )  # fmt: skip
 
 
-def _raise_in_words(limit: Raisable, least: int) -> str:
+def _raise_in_words(limit: Raisable, least: int, recipe: Recipe) -> str:
+    if limit.name in _KEYS:
+        more = _gigabytes_up(least - limit.capacity_bytes)
+        return f"{more} more on the stick for models ({_KEYS[limit.name]})"
     more = format_bytes_up(least - limit.capacity_bytes)
-    what = f"on the stick for models ({_KEYS[limit.name]})" if limit.name in _KEYS else limit.name
-    where = f" on {limit.tier}" if limit.tier else ""
-    return f"{more} more {what}{where}"
+    table = f"tiers.{limit.tier}" if limit.tier else "target"
+    request = recipe.targets.get(limit.tier)
+    keys = [key for key in _MEMORY_KEYS[limit.name[:4]]
+            if request is not None and _is_below(getattr(request, key), least)]  # fmt: skip
+    if not keys:  # the figure is the catalogue's
+        return f"{table}.use = a machine with {more} more {limit.name}"
+    written = " and ".join(f'{table}.{key} = "{_gibibytes_up(least)}"' for key in keys)
+    has = "" if request is None or request.use is None else ", if the machine has it"
+    return f"{written} ({more} more {limit.name}{has})"
+
+
+def _is_below(given: int | None, least: int) -> bool:
+    return given is not None and given < least
 
 
 # -- the stick and the download --------------------------------------------------------------------
@@ -123,6 +138,11 @@ def _least_of_bundle(case: Case, key: str, size: int) -> int | None:
 def _gigabytes_up(count: int) -> str:
     """Write a size as it is said of sticks, never less than it is."""
     return f"{-(-count // 10**8) / 10:.1f} GB"
+
+
+def _gibibytes_up(count: int) -> str:
+    """Write an amount of memory for a recipe, never less than it is."""
+    return f"{-(-count * 100 // (1 << 30)) / 100:.2f} GiB"
 
 
 def format_bytes_up(count: int) -> str:

@@ -49,7 +49,7 @@ def find_remedies(case: Case) -> tuple[Remedy, ...]:
         return ()
     wanted = dict.fromkeys(w.name for w in case.decision.wanted if not w.optional)
     found = [
-        *more_memory(case.decision),
+        *more_memory(case),
         *of_the_stick(case),
         *(remedy for model in wanted for remedy in _of_model(case, model)),
         *_all_take_turns(case),
@@ -57,7 +57,7 @@ def find_remedies(case: Case) -> tuple[Remedy, ...]:
     if not any(remedy.kind != "more-memory" for remedy in found):
         found += _without_several(case)
     if not found:
-        found = list(all_limits(case.decision))
+        found = list(all_limits(case))
     return tuple(sorted(found, key=lambda remedy: (remedy.size, remedy.edits)))
 
 

@@ -12,7 +12,7 @@ from bundler.lock import Lock
 from bundler.machine.values import Card, Machine
 from bundler.plan import Choice, Plan
 from bundler.recipe import Recipe
-from bundler.value import format_bytes
+from bundler.value import format_bytes, format_size
 
 _DOES_NOT_FIT, _PROOF_FAILED, _STEP_FAILED = 4, 9, 1
 # A tensor is read as it is stored, turned into F32, and written in its new type.
@@ -141,7 +141,7 @@ def _loading(plan: Plan, machine: Machine) -> Iterator[Finding]:
             if times:
                 yield Finding(
                     topic="recipe", name="loading", state="note",
-                    said=f"{_name(choice)}: {format_bytes(size)} take {', '.join(times)}",
+                    said=f"{_name(choice)}: {format_size(size)} take {', '.join(times)}",
                 )  # fmt: skip
 
 

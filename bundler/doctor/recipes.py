@@ -10,7 +10,6 @@ from bundler.doctor.needs import budget_bytes, needs
 from bundler.doctor.software import EngineAnswers
 from bundler.doctor.storage import storage
 from bundler.errors import BundlerError
-from bundler.execute import locked_files
 from bundler.lock import Lock
 from bundler.machine.values import Machine
 from bundler.offering import make_the_plan
@@ -18,7 +17,9 @@ from bundler.plan import Plan
 from bundler.plugins import Plugins
 from bundler.recipe import Recipe
 from bundler.recipe_file import read_recipe
+from bundler.recipe_places import placed
 from bundler.resolve import differences, lock_path, read_lock
+from bundler.sourcing import locked_files
 from bundler.store import Store
 from bundler.world import World
 
@@ -51,7 +52,7 @@ def recipe_findings(
         plan = make_the_plan(recipe, lock, plugins)
     except BundlerError as error:
         yield from storage(store, place, free_bytes=free_bytes)
-        yield from _no_plan(error)
+        yield from _no_plan(placed(error, path))
         return
     largest = max((choice.offer.disk_bytes for choice in plan.choices), default=0)
     yield from storage(

@@ -2,29 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 
 from bundler.doctor.findings import Finding
 from bundler.doctor.needs import loading_seconds
+from bundler.hardware import Platform
 from bundler.machine.values import Card, Machine
 from bundler.manifest import BundledTier, Manifest
-from bundler.value import format_bytes
+from bundler.station.configuration import TierEntry, read_bundle
+from bundler.station.probe import Device
+from bundler.station.probe import Machine as Probed
+from bundler.station.problems import StationError
+from bundler.station.tiers import judge
+from bundler.value import format_bytes, format_size
 
 _DOES_NOT_FIT = 4
 _X86_ORDER = ("x86-64-v2", "x86-64-v3", "x86-64-v4")
 _ARM_ORDER = ("armv8", "armv8.2")
-# llama.cpp runs the same files through any of these; Apple's is a machine of another kind.
-_CARDS = frozenset({"cuda", "rocm", "vulkan"})
+Drives = Set[str] | None
 
 
-def serving(manifest: Manifest, bundle: Path, machine: Machine) -> Iterator[Finding]:
+def serving(
+    manifest: Manifest, bundle: Path, machine: Machine, runtimes: Mapping[str, object]
+) -> Iterator[Finding]:
     """Yield whether this machine can serve the bundle, and with which of its sets of models."""
     yield _platform(manifest, machine)
     yield from _instructions(manifest, machine)
     if manifest.models:
-        yield from _tiers(tiers_of(manifest), machine)
+        drives = _drives(bundle, machine.platform, runtimes)
+        yield from _tiers(tiers_of(manifest), machine, drives)
         yield from _loading(manifest, machine)
+
+
+def _drives(bundle: Path, platform: Platform | None, runtimes: Mapping[str, object]) -> Drives:
+    """Return the accelerators that a bundle's runtimes can use here, by what their plugins say."""
+    try:
+        names = read_bundle(bundle).runtimes
+    except StationError:
+        return None  # `verify` says what is wrong with its files.
+    told = [getattr(runtimes.get(name), "accelerators", None) for name in names]
+    if not told or platform is None or None in told:
+        return None
+    return frozenset(kind for one in told if one for kind in one.get(platform, ()))
 
 
 def _platform(manifest: Manifest, machine: Machine) -> Finding:
@@ -82,9 +102,9 @@ def tiers_of(manifest: Manifest) -> Sequence[BundledTier]:
     )  # fmt: skip
 
 
-def _tiers(tiers: Sequence[BundledTier], machine: Machine) -> Iterator[Finding]:
+def _tiers(tiers: Sequence[BundledTier], machine: Machine, drives: Drives) -> Iterator[Finding]:
     """Yield one finding for each set of models; only when none fits is a need not met."""
-    short = {tier.name: shortage(tier, machine) for tier in tiers}
+    short = {tier.name: shortage(tier, machine, drives) for tier in tiers}
     served = next((tier for tier in tiers if not short[tier.name]), None)
     for tier in tiers:
         name = f"models {tier.name}".strip()
@@ -110,40 +130,33 @@ def _needs(tier: BundledTier) -> str:
     return " and ".join([*parts, f"{format_bytes(tier.ram_bytes)} RAM"]) + " needed"
 
 
-def shortage(tier: BundledTier, machine: Machine) -> str:
-    """Return what this machine lacks for a set of models, with figures; empty when nothing."""
-    wanted = tier.target.accelerator
-    if wanted != "none":
-        kinds = _CARDS if wanted in _CARDS else frozenset({wanted})
-        cards = [card for card in machine.cards if card.kind in kinds]
-        lacking = _card_shortage(tier, cards)
-        if lacking:
-            return lacking
-    if machine.ram_free is None:
-        return ""
-    # Where memory is shared, the models lie in it as well.
-    need = tier.ram_bytes + (tier.vram_bytes if tier.target.unified_memory else 0)
-    if need <= machine.ram_free.value:
-        return ""
-    return (
-        f"needs {format_bytes(need)} of main memory, {format_bytes(machine.ram_free.value)} are "
-        f"free: {format_bytes(need - machine.ram_free.value)} too little"
-    )
+def shortage(tier: BundledTier, machine: Machine, drives: Drives = None) -> str:
+    """Return what this machine lacks for a set of models, with figures; empty when nothing.
+
+    The judgement is the station's own, so that what is said here is what will be taken there.
+
+    Args:
+        tier: the set of models.
+        machine: this one.
+        drives: accelerators that the bundle's runtime can use; None when nobody says.
+    """
+    cards = [card for card in machine.cards if drives is None or card.kind in drives]
+    seen = tuple(_device(card) for card in machine.cards)
+    free = machine.ram_free.value if machine.ram_free is not None else None
+    judged = judge(_entry(tier), Probed(free, devices=tuple(map(_device, cards)), seen=seen))
+    return "" if judged.fits or judged.unknown else judged.reason
 
 
-def _card_shortage(tier: BundledTier, cards: Sequence[Card]) -> str:
-    count = tier.target.device_count
-    if len(cards) < count:
-        there = f"{len(cards)} of {count}" if cards else "none"
-        return (
-            f"needs {count if count > 1 else 'an'} accelerator{'s' * (count > 1)}, there is {there}"
-        )
-    free = sorted((card.free_bytes for card in cards), reverse=True)[count - 1]
-    if tier.vram_bytes <= free:
-        return ""
-    return (
-        f"needs {format_bytes(tier.vram_bytes)} of VRAM, {format_bytes(free)} are free: "
-        f"{format_bytes(tier.vram_bytes - free)} too little"
+def _entry(tier: BundledTier) -> TierEntry:
+    return TierEntry(
+        tier.name, tier.title or tier.target.name, tier.target.accelerator,
+        tier.vram_bytes, tier.ram_bytes, tier.target.device_count,
+    )  # fmt: skip
+
+
+def _device(card: Card) -> Device:
+    return Device(
+        card.kind, card.name, card.free_bytes, card.total_bytes, shared=card.shares_main_memory
     )
 
 
@@ -157,6 +170,6 @@ def _loading(manifest: Manifest, machine: Machine) -> Iterator[Finding]:
         seconds = loading_seconds(size, machine.disk_read.value)
         yield Finding(
             topic="bundle", name="loading", state="note",
-            said=f"{model.name}: {format_bytes(size)} take {seconds} at "
+            said=f"{model.name}: {format_size(size)} take {seconds} at "
             f"{machine.disk_read.value / 1e9:.2g} GB/s",
         )  # fmt: skip

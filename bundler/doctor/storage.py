@@ -8,7 +8,7 @@ from pathlib import Path
 from bundler.doctor.findings import Finding, Topic
 from bundler.machine.disk import FAT, MEMORY_FILESYSTEMS, Disk, disk_of, takes_names
 from bundler.planning.filesystems import FAT32_MAX_FILE_BYTES
-from bundler.value import format_bytes
+from bundler.value import format_size
 
 _DOES_NOT_FIT = 4
 
@@ -47,19 +47,19 @@ def _same_disk(one: Path, other: Path) -> bool:
 
 def _room(name: str, disk: Disk, need: int, *, together: bool) -> Finding:
     where = f"{disk.folder} ({disk.filesystem or 'filesystem unknown'})"
-    free = f"{format_bytes(disk.free_bytes)} free on {where}"
+    free = f"{format_size(disk.free_bytes)} free on {where}"
     if need > disk.free_bytes:
         both = ", store and bundle together" if together else ""
         return Finding(
             topic="build", name=name, state="missing",
-            said=f"{free}; {format_bytes(need)} are needed{both}: "
-            f"{format_bytes(need - disk.free_bytes)} too much",
+            said=f"{free}; {format_size(need)} are needed{both}: "
+            f"{format_size(need - disk.free_bytes)} too much",
             remedy=f"free some space, or give another disk with "
             f"{'--store' if name == 'store' else '--output'}",
             exit_code=_DOES_NOT_FIT,
         )  # fmt: skip
     both = " for store and bundle" if together else ""
-    said = f"{free}; at most {format_bytes(need)} needed{both}" if need else free
+    said = f"{free}; at most {format_size(need)} needed{both}" if need else free
     return Finding(topic="build", name=name, state="good", said=said)
 
 
@@ -98,7 +98,7 @@ def file_sizes(disk: Disk, largest_bytes: int) -> Iterator[Finding]:
     if largest_bytes > FAT32_MAX_FILE_BYTES:
         yield Finding(
             topic="build", name="output", state="missing",
-            said=f"FAT32 holds no file of 4 GiB or more; one has {format_bytes(largest_bytes)}",
+            said=f"FAT32 holds no file of 4 GiB or more; one has {format_size(largest_bytes)}",
             remedy=remedy, exit_code=_DOES_NOT_FIT,
         )  # fmt: skip
     else:

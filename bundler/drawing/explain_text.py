@@ -18,7 +18,8 @@ from bundler.advice.explanation import (
     RunnerUp,
     Taken,
 )
-from bundler.value import format_bytes
+from bundler.drawing.figures import damage_in_words, speed_in_words
+from bundler.planning.limits import amount_of
 
 Line = tuple[Literal["title", "name", "text"], str]
 GIB = 1 << 30
@@ -51,25 +52,6 @@ def _wrap(lines: Sequence[Line] | Iterator[Line], columns: int) -> Iterator[Line
             drop_whitespace=True,
         )  # fmt: skip
         yield from ((kind, one) for one in wrapped or [""])
-
-
-def damage_in_words(damage: float) -> str:
-    """Return a damage for people: two figures are more than a prediction is worth.
-
-    >>> damage_in_words(0.0), damage_in_words(0.01134)
-    ('none', '0.011')
-    """
-    return "none" if damage == 0 else f"{damage:.2g}"
-
-
-def speed_in_words(tokens_per_second: float) -> str:
-    """Return a speed for people.
-
-    >>> speed_in_words(42.36), speed_in_words(3871.2)
-    ('42.4 tokens/s', '3,871 tokens/s')
-    """
-    digits = f"{tokens_per_second:,.0f}" if tokens_per_second >= 100 else f"{tokens_per_second:.3g}"
-    return f"{digits} tokens/s"
 
 
 def _place(model: str, tier: str) -> str:
@@ -159,7 +141,8 @@ def _runner_up(other: RunnerUp, own: Taken) -> str:
     if not other.missing:
         return f"{name} better in itself, but what waiting or a slower place costs outweighs it"
     missing = " and ".join(
-        f"{format_bytes(short.missing_bytes)} more {short.limit}" for short in other.missing
+        f"{amount_of(short.limit, short.missing_bytes)} more {short.limit}"
+        for short in other.missing
     )
     if other.costs is None:
         return f"{name} would need {missing} than there is, whatever the others give up"
@@ -172,7 +155,7 @@ def _runner_up(other: RunnerUp, own: Taken) -> str:
 
 
 def _bought(step: Bought, other: Literal["worse", "better"]) -> str:
-    amount = f"{format_bytes(step.more_bytes)} of {step.limit}"
+    amount = f"{amount_of(step.limit, step.more_bytes)} of {step.limit}"
     rate = f"{damage_in_words(step.less_damage_per_gib)} for each GiB"
     saved = f"{damage_in_words(step.less_damage)} nats"
     if other == "worse":
@@ -193,11 +176,16 @@ def _limits(explanation: Explanation) -> Iterator[Line]:
     if tightest is None:
         yield "text", "  no limit is set"
         return
-    used, there = (format_bytes(n) for n in (tightest.used_bytes, tightest.capacity_bytes or 0))
+    used, there = (
+        amount_of(tightest.limit, n) for n in (tightest.used_bytes, tightest.capacity_bytes or 0)
+    )
     rest = " that corpora and runtimes leave" if tightest.limit in ("disk", "download") else ""
-    words = f"the tightest limit is {_limit(tightest)}: {used} of the {there}{rest} are taken"
-    yield "text", f"  {words}"
+    taken = f"{used} of the {there}{rest} are taken"
     buying = {_limit(more) for more in explanation.more if more.changes}
+    if buying:
+        yield "text", f"  the tightest limit is {_limit(tightest)}: {taken}"
+    else:
+        yield "text", f"  no limit is in the way; the fullest is {_limit(tightest)}: {taken}"
     for more in explanation.more:
         if _limit(more) in buying:
             yield "text", f"  {more.more_bytes // GIB} GiB more {_of(more)}: {_more(more)}"
@@ -209,9 +197,10 @@ def _limits(explanation: Explanation) -> Iterator[Line]:
         )
     )
     if idle:
-        most = max(more.more_bytes for more in explanation.more) // GIB
+        steps = sorted({more.more_bytes // GIB for more in explanation.more})
+        amounts = f"{', '.join(map(str, steps[:-1]))} or {steps[-1]} GiB"
         alone = " alone" if len(idle) > 1 else ""
-        yield "text", f"  nothing would come of {most} GiB more {' or '.join(idle)}{alone}"
+        yield "text", f"  nothing would come of {amounts} more {' or '.join(idle)}{alone}"
 
 
 def _of(more: More) -> str:

@@ -14,13 +14,13 @@ from rich.text import Text
 
 from bundler.advice.advised import NothingFits
 from bundler.console import Screen
-from bundler.drawing.explain_text import damage_in_words, in_lines, speed_in_words
+from bundler.drawing.figures import damage_in_words, speed_in_words
 from bundler.drawing.memory_bars import memory_bars
 from bundler.drawing.picture import NARROWEST, Pieces, draw_memory
 from bundler.errors import RecipeError
 from bundler.plan import Budget, Choice, Offer, Plan, TierPlan
 from bundler.store import write_durably
-from bundler.value import format_bytes
+from bundler.value import format_bytes, format_size
 
 if TYPE_CHECKING:
     from bundler.advice.explanation import Explanation
@@ -50,10 +50,12 @@ def show_plan(
         _show_tier(screen, plan, tier)
     _show_budgets(screen, plan, download_bytes)
     if cached_bytes:
-        screen.say(f"[dim]{format_bytes(cached_bytes)} of the inputs are in the store already[/]")
-    for note in (*(note for tier in plan.tiers for note in tier.notes), *plan.notes):
-        screen.say(f"[dim]note:[/] {escape(note)}")
+        screen.say(f"[dim]{format_size(cached_bytes)} of the inputs are in the store already[/]")
+    for note in (*plan.notes, *(note for tier in plan.tiers for note in tier.notes)):
+        screen.say(f"[yellow]note:[/] {escape(note)}")
     if explanation is not None:
+        from bundler.drawing.explain_text import in_lines
+
         screen.say()
         for style, text in in_lines(explanation, _columns(screen)):
             screen.show(Text(text, style=_LINE_STYLES[style]))
@@ -102,7 +104,7 @@ def _sizes(offer: Offer) -> Iterable[str]:
     memory = format_bytes(offer.memory.total_bytes)
     if offer.predicted_memory is not None:
         memory += f" measured ({format_bytes(offer.predicted_memory.total_bytes)} predicted)"
-    return (f"{memory} of memory", f"{format_bytes(offer.disk_bytes)} on disk")
+    return (f"{memory} of memory", f"{format_size(offer.disk_bytes)} on disk")
 
 
 def _speed(choice: Choice) -> Iterable[str]:
@@ -150,13 +152,13 @@ def _show_budgets(screen: Screen, plan: Plan, download_bytes: int) -> None:
     table.add_column("there is", justify="right")
     for budget in plan.budgets:  # the memories stand in the picture
         table.add_row(*_budget(budget))
-    table.add_row("to fetch now", format_bytes(download_bytes), "")
+    table.add_row("to fetch now", format_size(download_bytes), "")
     screen.show(table)
 
 
 def _budget(budget: Budget) -> tuple[str, str, str]:
-    there = "" if budget.limit_bytes is None else format_bytes(budget.limit_bytes)
-    return budget.name, format_bytes(budget.used_bytes), there
+    there = "no limit" if budget.limit_bytes is None else format_size(budget.limit_bytes)
+    return budget.name, format_size(budget.used_bytes), there
 
 
 def shortfall_json(error: NothingFits) -> dict[str, Any]:

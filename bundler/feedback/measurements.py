@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from bundler.lock import Lock, Measurement, files_digest
+from bundler.lock import Lock, Measurement, files_digest, model_digest
 from bundler.plan import FileInput, Offer, Step, step_keys
 from bundler.proof import Proof
 from bundler.value import digest
@@ -24,9 +24,10 @@ def making_digest(offer: Offer) -> str:
     """
     steps = tuple(step for step in offer.steps if step.action != PROOF_ACTION)
     keys = step_keys(steps, {step.plugin: "" for step in steps})
+    beside = [[one.kind, one.file.sha256, one.scale] for one in offer.companions]
     if isinstance(offer.output, FileInput):
-        return digest([offer.engine, offer.output.sha256])
-    return digest([offer.engine, keys[offer.output.step], offer.output.file])
+        return digest([offer.engine, offer.output.sha256, *beside])
+    return digest([offer.engine, keys[offer.output.step], offer.output.file, *beside])
 
 
 def measurement_of(
@@ -43,11 +44,11 @@ def measurement_of(
         model: its name in the lock.
         role: what the recipe wants it for.
     """
-    resolution = lock.models[model].resolution
+    locked = lock.models[model]
     predicted = offer.quality if offer.predicted_quality is None else offer.predicted_quality
     return Measurement(
-        model=files_digest(resolution),
-        reference=resolution.reference,
+        model=model_digest(locked),
+        reference=locked.resolution.reference,
         made_by=making_digest(offer),
         role=role,
         engine=offer.engine,
@@ -84,7 +85,7 @@ def learned(lock: Lock, found: Iterable[Measurement]) -> Lock:
 
 def still_true(measured: Iterable[Measurement], lock: Lock) -> tuple[Measurement, ...]:
     """Return the measurements of models that are in the lock as they were measured."""
-    models = {files_digest(model.resolution) for model in lock.models.values()}
+    models = {model_digest(model) for model in lock.models.values()}
     return tuple(one for one in measured if one.model in models)
 
 
@@ -126,7 +127,7 @@ class Known:
 
 def known_of(lock: Lock, model: str, role: str, *, asked_tokens: int = 0) -> Known:
     """Return what a lock knows of one of its models."""
-    files = files_digest(lock.models[model].resolution) if lock.measured else ""
+    files = model_digest(lock.models[model]) if lock.measured else ""
     found = tuple(one for one in lock.measured if one.model == files and one.role == role)
     return Known(found, _text_of(lock), asked_tokens)
 

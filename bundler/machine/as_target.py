@@ -53,8 +53,8 @@ def _card_lines(cards: Sequence[Card]) -> Iterator[Line]:
     if len(cards) > 1:
         yield Line("devices", len(cards), "all of this name; the figures are of each")
     display = {True: "; it drives a display", False: "; it drives no display", None: ""}
-    total = f"free now of {gigabytes(card.total_bytes)}{display[card.drives_display]}"
-    yield Line("usable_vram", gigabytes(card.free_bytes), total)
+    total = f"free now of {gibibytes(card.total_bytes)}{display[card.drives_display]}"
+    yield Line("usable_vram", gibibytes(card.free_bytes), total)
     if card.shares_main_memory:
         yield Line("unified_memory", True, "the accelerator uses the main memory")
     if card.bandwidth_bytes_per_second:
@@ -66,9 +66,9 @@ def _card_lines(cards: Sequence[Card]) -> Iterator[Line]:
 
 def _memory_lines(machine: Machine, *, on_card: bool) -> Iterator[Line]:
     if machine.ram_free is not None:
-        of = f" of {gigabytes(machine.ram_total.value)}" if machine.ram_total else ""
+        of = f" of {gibibytes(machine.ram_total.value)}" if machine.ram_total else ""
         yield Line(
-            "ram", gigabytes(machine.ram_free.value), f"free now{of}; {machine.ram_free.how}"
+            "ram", gibibytes(machine.ram_free.value), f"free now{of}; {machine.ram_free.how}"
         )
     if machine.ram_bandwidth is not None:
         why = f"per second; {_with_spread(machine.ram_bandwidth)}"
@@ -90,8 +90,19 @@ def _with_spread(figure: Figure) -> str:
     return f"{figure.how}; {gigabytes(figure.low)} to {gigabytes(figure.high)}{again}"
 
 
+def gibibytes(count: int) -> str:
+    """Write memory as a recipe does, never more than there is.
+
+    >>> gibibytes(24_564_999_999), gibibytes(567_275_555)
+    ('22.87 GiB', '540 MiB')
+    """
+    if count < 1 << 30:
+        return f"{count >> 20} MiB"
+    return f"{count * 100 // (1 << 30) / 100:.2f} GiB"
+
+
 def gigabytes(count: int) -> str:
-    """Write bytes as a recipe does, never more than there are.
+    """Write a speed, a file or a stick as a recipe does, never more than there are.
 
     >>> gigabytes(24_564_999_999), gigabytes(567_275_555)
     ('24.56 GB', '567 MB')
@@ -120,8 +131,8 @@ def target_toml(machine: Machine, when: str, version: str) -> str:
     lines += [f"# platforms = [{_toml(machine.platform)}] in [bundle]"] if machine.platform else []
     lines += [f"# processor level: {machine.cpu_level} ({_plain(machine.cpu_level_how)})"]
     lines += [
-        f"# also there, not in the figures: {_plain(card.name)}, {gigabytes(card.free_bytes)} free "
-        f"of {gigabytes(card.total_bytes)} ({_plain(card.how)})"
+        f"# also there, not in the figures: {_plain(card.name)}, {gibibytes(card.free_bytes)} free "
+        f"of {gibibytes(card.total_bytes)} ({_plain(card.how)})"
         for card in left_out
     ]
     lines += [f"# {_plain(note)}" for note in machine.notes]

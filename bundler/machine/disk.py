@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from bundler.machine.processor import is_virtual
 from bundler.machine.values import Figure
-from bundler.value import format_bytes
+from bundler.value import format_size
 
 _BLOCK_BYTES = 4 * 2**20
 SAMPLE_BYTES = 256 * 2**20
@@ -131,7 +131,7 @@ def _sample(disk: Disk, sample: Path | None, size: int) -> Iterator[Path]:
     if disk.read_only:
         raise OSError(errno.EROFS, f"{disk.folder} cannot be written")
     if disk.free_bytes < 4 * size:
-        raise OSError(errno.ENOSPC, f"{format_bytes(4 * size)} should be free for it")
+        raise OSError(errno.ENOSPC, f"{format_size(4 * size)} should be free for it")
     with tempfile.NamedTemporaryFile(dir=disk.folder, prefix=".bundler-speed-") as made:
         _keep_out_of_cache(made.fileno())
         started = time.perf_counter()
@@ -166,7 +166,7 @@ def _read_speed(path: Path, most_bytes: int) -> tuple[Figure | None, str]:
         os.close(descriptor)
     if read == 0 or seconds <= 0:
         return None, "disk read speed was not measured: there was nothing to read"
-    how = f"{format_bytes(read)} read in order past the page cache ({way})"
+    how = f"{format_size(read)} read in order past the page cache ({way})"
     if is_virtual():
         how += "; the host of this virtual machine may have cached it"
     return Figure(value=round(read / seconds), how=how), ""

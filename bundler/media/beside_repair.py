@@ -17,7 +17,14 @@ from bundler.manifest import (
     sums_text,
 )
 from bundler.media import par2, view
-from bundler.media.copies import Candidate, bounded_bytes, candidates, judged, named_digests
+from bundler.media.copies import (
+    Candidate,
+    bounded_bytes,
+    candidates,
+    check_finished,
+    judged,
+    named_digests,
+)
 from bundler.media.head import COVERED, Head, head_faults, read_head
 from bundler.media.mending import replace_file
 from bundler.media.parity import make_head
@@ -31,6 +38,7 @@ def believed_manifest(root: Path, scratch: Path | None) -> Candidate:
     Raises:
         DamagedError: there is none, and the head cannot bring it back.
     """
+    check_finished(root)
     found = candidates(root)
     if found and found[0].manifest is not None and found[0].witnesses:
         return found[0]

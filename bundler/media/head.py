@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from bundler.errors import UnsafeInput
 from bundler.grouping import LEAST_BLOCK_BYTES, Group, Piece
-from bundler.manifest import HEAD_NAME, MANIFEST_NAME, SIGNATURE_NAME, STATEMENTS_NAME, SUMS_NAME
-from bundler.media.copies import MAX_MANIFEST_BYTES, bounded_bytes
+from bundler.manifest import (
+    COPY_NAME,
+    HEAD_NAME,
+    MANIFEST_NAME,
+    SIGNATURE_NAME,
+    STATEMENTS_NAME,
+    SUMS_NAME,
+)
+from bundler.media.copies import bounded_bytes
 from bundler.media.packets import MAIN, Description, Scan, descriptions, scan, set_ids
+from bundler.media.shape import MAX_MANIFEST_BYTES
 
 COVERED = (MANIFEST_NAME, SUMS_NAME, SIGNATURE_NAME, STATEMENTS_NAME)
 _LARGEST_BLOCK_BYTES = 1 << 20  # 2000 of them hold more than the largest manifest
+_SPARE_BYTES = 1 << 20
+_MOST_PACKETS = 8192
+"""At most 2000 blocks are protected by a quarter of that, and four files are described twice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +49,12 @@ def read_head(root: Path) -> Head | None:
     """Return what the head of a bundle says; None when nothing of it can be used.
 
     Raises:
-        UnsafeInput: it is made to be read for ever.
+        UnsafeInput: it is made to be read for ever, or is no file at all.
     """
     path = root / HEAD_NAME
-    if path.is_symlink() or not path.is_file():
-        return None
     try:
-        found = scan(path, _LARGEST_BLOCK_BYTES)
+        _check_size(root, path)
+        found = scan(path, _LARGEST_BLOCK_BYTES, most_packets=_MOST_PACKETS)
     except OSError:
         return None
     mains = [p for p in found.of(MAIN) if len(p.body) >= 12]
@@ -54,6 +66,25 @@ def read_head(root: Path) -> Head | None:
     said = {d.name: d for d in descriptions(found, mains[0].set_id).values()}
     known = {n: d for n, d in said.items() if n in COVERED and d.size_bytes <= MAX_MANIFEST_BYTES}
     return Head(found, mains[0].set_id, block, known)
+
+
+def _check_size(root: Path, path: Path) -> None:
+    """Refuse a head that is larger than what it protects: ours is a third of that.
+
+    Raises:
+        UnsafeInput: it is.
+        OSError: it is not there.
+    """
+    size, protected = path.lstat().st_size, 0
+    for name in (*COVERED, COPY_NAME):
+        with suppress(OSError):
+            protected += (root / name).lstat().st_size
+    if size > protected + _SPARE_BYTES:
+        raise UnsafeInput(
+            f"has {size} bytes to protect {protected}: no parity file of ours does",
+            where=str(path),
+            hint="remove it, then: bundler repair",
+        )
 
 
 def head_faults(root: Path, manifest_data: bytes) -> Iterator[tuple[str, str]]:

@@ -39,11 +39,11 @@ def judge(
         manifest: the same, read.
         signed: the bytes of `manifest.json.minisig`, None when there is none.
         statements: what the bundle brings of rotations and revocations.
-        allow_older: accept a bundle that is older than one seen before.
+        allow_older: accept a bundle that is older than one seen before, or may be.
 
     Raises:
         TrustError: it is unsigned, signed by nobody who is trusted here, changed, signed as
-            another bundle, or older than one that was seen.
+            another bundle, or not later than another one that was seen.
     """
     if signed is None:
         raise TrustError(
@@ -52,14 +52,19 @@ def judge(
             "to look for accidents alone: bundler verify --unsigned",
         )
     ring = hear(ring, statements)
-    key = _trusted(ring, signature.signer(signed))
+    key = trusted_key(ring, signature.signer(signed))
     comment = signature.check(data, signed, signature.read_public_key(key.public_key))
     claim = signature.read_claim(comment)
     _check_claim(claim, data, manifest)
     return Verdict(key=key, claim=claim, ring=_remember(ring, key, claim, allow_older=allow_older))
 
 
-def _trusted(ring: Keyring, key_id: str) -> KnownKey:
+def trusted_key(ring: Keyring, key_id: str) -> KnownKey:
+    """Return a key that is believed here.
+
+    Raises:
+        TrustError: it is not known, was revoked, or is in doubt.
+    """
     key = ring.keys.get(key_id)
     if key is None:
         raise TrustError(f"signed with key {key_id}, which is not known here", hint=WORD_OF_MOUTH)
@@ -68,6 +73,11 @@ def _trusted(ring: Keyring, key_id: str) -> KnownKey:
         raise TrustError(
             f"signed with key {key_id}, which was revoked{why}",
             hint="get a bundle that is signed with the key that follows it; " + WORD_OF_MOUTH,
+        )
+    if key.status == "doubted":
+        raise TrustError(
+            f"signed with key {key_id}, which is in doubt: {key.reason}",
+            hint="somebody may have signed with a stolen key; " + WORD_OF_MOUTH,
         )
     return key
 
@@ -88,12 +98,27 @@ def _remember(
 ) -> Keyring:
     place = f"{ring.first_of(key.key_id)}/{claim.name}"
     last = ring.seen.get(place)
-    if last is not None and claim.created < last.created:
-        if not allow_older:
-            raise TrustError(
-                f"{claim.name} {claim.version} is older than {last.version}, which was seen here",
-                hint="if the older one is what you want: bundler verify --allow-older",
-            )
+    if last is not None and claim.order <= last.order:
+        if claim.manifest_sha256 != last.manifest_sha256 and not allow_older:
+            raise _not_later(claim, last)
         return ring
-    seen = Seen(version=claim.version, created=claim.created, manifest_sha256=claim.manifest_sha256)
+    seen = Seen(
+        version=claim.version, created=claim.created, sealed=claim.sealed,
+        manifest_sha256=claim.manifest_sha256,
+    )  # fmt: skip
     return ring.model_copy(update={"seen": {**ring.seen, place: seen}})
+
+
+def _not_later(claim: signature.Claim, last: Seen) -> TrustError:
+    other = last.version if last.version != claim.version else "another build of it"
+    if claim.order < last.order:
+        return TrustError(
+            f"{claim.name} {claim.version} is older than {other}, which was seen here",
+            hint="if the older one is what you want: bundler verify --allow-older",
+        )
+    return TrustError(
+        f"{claim.name} {claim.version} was made from the same lock as {other}, which was seen here, "
+        "and nothing that is signed says which is the later one",
+        hint="ask its maker to build the later one again with a bundler of today; "
+        "if this one is what you want: bundler verify --allow-older",
+    )

@@ -3,11 +3,17 @@
 A signature proves only that some key made it. Whether that key is believed, and whether an older
 bundle is put in the place of a newer one, is for the machine that reads it to say; so this state
 lies on the machine, never on the stick.
+
+What a key says of keys is heard, and heard with care, since a stolen key says things too: when it
+names two different successors, neither is believed; when it is revoked, those it vouched for are
+doubted, but for the one that the revocation names. What is in doubt stays so until a person says
+which key is the true one. What a person has said here is never put in doubt by a stick.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from itertools import islice
 from typing import Any, Literal
 
 from pydantic import Field
@@ -17,7 +23,11 @@ from bundler.media import signature
 from bundler.value import Value, canonical_json
 
 MAX_STATEMENTS = 64
-"""A key that was changed more often than this is not followed."""
+"""That a bundle carries: the latest ones of its maker."""
+_MOST_READ = 4096
+"""A bundle's file of statements has room for fewer."""
+_MOST_RIVALS = 8
+"""Of keys that one key named to follow it: more need not be remembered to doubt them all."""
 
 
 class KnownKey(Value):
@@ -27,10 +37,17 @@ class KnownKey(Value):
     public_key: str
     """As minisign writes it: 56 characters that begin with `RW`."""
     label: str = ""
-    status: Literal["trusted", "revoked"] = "trusted"
+    status: Literal["trusted", "doubted", "revoked"] = "trusted"
     reason: str = ""
     successor_of: str = ""
     """The key that vouched for this one, when it came by rotation."""
+    by_hand: bool = False
+    """Whether a person said here that it is to be trusted, or made it here."""
+
+    @property
+    def is_vouched_for(self) -> bool:
+        """Tell whether another key's word is all that speaks for it."""
+        return bool(self.successor_of) and not self.by_hand
 
 
 class Seen(Value):
@@ -38,6 +55,19 @@ class Seen(Value):
 
     version: str
     created: int
+    sealed: int = 0
+    manifest_sha256: str
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Return what is greater of the later one of two bundles."""
+        return self.created, self.sealed
+
+
+class Made(Value):
+    """The latest bundle of one name that was signed here."""
+
+    sealed: int
     manifest_sha256: str
 
 
@@ -49,6 +79,8 @@ class Keyring(Value):
     """By key id."""
     seen: Mapping[str, Seen] = Field(default_factory=dict)
     """By `<id of the maker's first key>/<bundle name>`."""
+    made: Mapping[str, Made] = Field(default_factory=dict)
+    """By bundle name."""
     statements: tuple[Mapping[str, Any], ...] = ()
     """Signed rotations and revocations of own keys, for the bundles to come."""
 
@@ -58,16 +90,23 @@ class Keyring(Value):
 
     def first_of(self, key_id: str) -> str:
         """Return the first key of a maker: a rotation does not make another maker of them."""
-        for _ in range(MAX_STATEMENTS):
-            key = self.keys.get(key_id)
-            if key is None or not key.successor_of:
-                break
+        met = {key_id}
+        while (key := self.keys.get(key_id)) is not None and key.successor_of not in {"", *met}:
             key_id = key.successor_of
+            met.add(key_id)
         return key_id
+
+    def successors_of(self, key_id: str) -> list[KnownKey]:
+        """Return the keys that one key vouched for."""
+        return [key for key in self.keys.values() if key.successor_of == key_id]
 
 
 class Statement(Value):
-    """What a key says of keys, signed by it: that another follows it, or that it is void."""
+    """What a key says of keys, signed by it: that another follows it, or that it is void.
+
+    A revocation names the key that follows, too, if there is one: all others that the revoked key
+    may have vouched for are not the maker's.
+    """
 
     kind: Literal["rotation", "revocation"]
     key_id: str
@@ -93,7 +132,9 @@ def trust(ring: Keyring, public_key: str, label: str = "") -> Keyring:
         TrustError: it is no key, or one that was revoked, or its id stands for another key.
     """
     key = signature.read_public_key(public_key)
-    found = KnownKey(key_id=signature.key_id(key), public_key=key.to_base64().decode(), label=label)
+    found = KnownKey(
+        key_id=signature.key_id(key), public_key=key.to_base64().decode(), label=label, by_hand=True
+    )
     known = ring.keys.get(found.key_id)
     if known is not None and known.public_key != found.public_key:
         raise TrustError(
@@ -105,13 +146,22 @@ def trust(ring: Keyring, public_key: str, label: str = "") -> Keyring:
             f"key {found.key_id} was revoked{f': {known.reason}' if known.reason else ''}",
             hint="a revoked key stays revoked; ask the maker for the key that follows it",
         )
-    return ring.with_key(
-        found if known is None else known.model_copy(update={"label": label or known.label})
-    )
+    if known is None:
+        return ring.with_key(found)
+    said = {"label": label or known.label, "status": "trusted", "reason": "", "by_hand": True}
+    return ring.with_key(known.model_copy(update=said))
 
 
-def revoke(ring: Keyring, key_id: str, reason: str) -> Keyring:
+def revoke(ring: Keyring, key_id: str, reason: str, keep: Collection[str] = ()) -> Keyring:
     """Return the ring with a key that is believed no more.
+
+    The keys that it alone vouched for are in doubt from then on: whoever has a stolen key can vouch.
+
+    Args:
+        ring: what is known.
+        key_id: the key.
+        reason: why, in words for a person.
+        keep: the successors that are known to be the maker's.
 
     Raises:
         TrustError: the key is not known.
@@ -120,26 +170,44 @@ def revoke(ring: Keyring, key_id: str, reason: str) -> Keyring:
     if known is None:
         there = ", ".join(sorted(ring.keys)) or "none"
         raise TrustError(f"no key {key_id!r} is known here", hint=f"known keys: {there}")
-    return ring.with_key(known.model_copy(update={"status": "revoked", "reason": reason}))
+    ring = ring.with_key(known.model_copy(update={"status": "revoked", "reason": reason}))
+    others = [key.key_id for key in ring.successors_of(known.key_id) if key.key_id not in keep]
+    return _doubted(ring, others, f"key {known.key_id} vouched for it, and was revoked")
+
+
+def _doubted(ring: Keyring, key_ids: Iterable[str], why: str) -> Keyring:
+    """Return the ring with keys in doubt, and those that they vouched for in turn."""
+    pending = list(key_ids)
+    while pending:
+        key = ring.keys[pending.pop()]
+        if key.is_vouched_for and key.status == "trusted":
+            ring = ring.with_key(key.model_copy(update={"status": "doubted", "reason": why}))
+            pending += [successor.key_id for successor in ring.successors_of(key.key_id)]
+    return ring
 
 
 def hear(ring: Keyring, statements: Iterable[Mapping[str, Any]]) -> Keyring:
     """Return the ring after what trusted keys say of keys; all else is passed over.
 
     A statement is heard only when its signature is right and its key is trusted here, so a stick
-    can bring any number of them without anything being believed. A key that is revoked here
-    already names no successor; one that names its successor and is then revoked in the same breath
-    does, since that is what a maker says who changes keys for good.
+    can bring any number of them without anything being believed; chains begin at the keys that are
+    known, wherever in a long list they stand. A key that is revoked here already names no
+    successor; one that names its successor and is revoked in the same breath does, since that is
+    what a maker says who changes keys for good.
     """
-    signed = [pair for given in list(statements)[:MAX_STATEMENTS] if (pair := _read(given))]
-    for kind in ("rotation", "revocation"):
-        for _ in range(len(signed)):  # a chain may come in any order
-            before = ring
-            for statement, text in signed:
-                if statement.kind == kind:
-                    ring = _heard(ring, statement, text)
-            if ring == before:
-                break
+    said: dict[str, list[tuple[Statement, bytes]]] = {}
+    for given in islice(statements, _MOST_READ):
+        pair = _read(given)
+        if pair is not None:
+            said.setdefault(pair[0].key_id, []).append(pair)
+    pending, heard = sorted(said.keys() & ring.keys.keys()), set[str]()
+    while pending:
+        key = ring.keys[pending.pop(0)]
+        if key.key_id in heard or key.status != "trusted":
+            continue
+        heard.add(key.key_id)
+        ring = _followed(ring, key, [s for s, text in said[key.key_id] if _is_proved(s, text, key)])
+        pending += [k.key_id for k in ring.successors_of(key.key_id) if k.key_id in said]
     return ring
 
 
@@ -151,26 +219,82 @@ def _read(given: Mapping[str, Any]) -> tuple[Statement, bytes] | None:
         return None
 
 
-def _heard(ring: Keyring, statement: Statement, text: bytes) -> Keyring:
-    key = ring.keys.get(statement.key_id)
-    if key is None or key.status != "trusted":
-        return ring
+def _is_proved(statement: Statement, text: bytes, key: KnownKey) -> bool:
     try:
-        comment = signature.check(statement.data(), text, signature.read_public_key(key.public_key))
-        if comment != statement.comment():
-            return ring
-        if statement.kind == "revocation":
-            return revoke(ring, statement.key_id, statement.reason)
-        new = signature.read_public_key(statement.new_public_key)
-        if signature.key_id(new) != statement.new_key_id or statement.new_key_id in ring.keys:
-            return ring
+        public = signature.read_public_key(key.public_key)
+        return signature.check(statement.data(), text, public) == statement.comment()
     except TrustError:
-        return ring  # what is not proved is not believed, and an attacker may write anything
-    return ring.with_key(
-        KnownKey(
-            key_id=statement.new_key_id,
-            public_key=new.to_base64().decode(),
-            label=key.label,
-            successor_of=statement.key_id,
-        )
+        return False  # what is not proved is not believed, and an attacker may write anything
+
+
+def _followed(ring: Keyring, key: KnownKey, proved: list[Statement]) -> Keyring:
+    """Return the ring after all that one trusted key says."""
+    named = {new.key_id: new for s in proved if (new := _named(ring, s, key)) is not None}
+    rivals = {known.key_id for known in ring.successors_of(key.key_id)} | set(named)
+    for new_id, new in islice(named.items(), _MOST_RIVALS):
+        if new_id not in ring.keys:
+            ring = ring.with_key(new)
+    if len(rivals) > 1:
+        some = " and ".join(sorted(rivals)[:2])
+        why = f"key {key.key_id} named more than one key to follow it: {some}"
+        ring = _doubted(ring, [rival for rival in rivals if rival in ring.keys], why)
+    voids = [statement for statement in proved if statement.kind == "revocation"]
+    if voids:
+        ring = revoke(ring, key.key_id, voids[-1].reason, {void.new_key_id for void in voids})
+    return ring
+
+
+def _named(ring: Keyring, statement: Statement, key: KnownKey) -> KnownKey | None:
+    """Return the key that a statement names to follow; None when it names none that can be."""
+    try:
+        new = signature.read_public_key(statement.new_public_key)
+    except TrustError:
+        return None
+    found = KnownKey(
+        key_id=signature.key_id(new),
+        public_key=new.to_base64().decode(),
+        label=key.label,
+        successor_of=key.key_id,
     )
+    known = ring.keys.get(found.key_id)
+    if found.key_id != statement.new_key_id or found.key_id == key.key_id:
+        return None
+    return found if known is None or known.public_key == found.public_key else None
+
+
+# -- two that know different things --------------------------------------------------------------
+
+
+def joined(one: Keyring, other: Keyring) -> Keyring:
+    """Return all that two rings know: nothing of what either has learned is undone."""
+    keys = dict(one.keys)
+    for key_id, key in other.keys.items():
+        there = keys.get(key_id)
+        if there is None or (there.public_key == key.public_key and _weight(key) >= _weight(there)):
+            keys[key_id] = key
+    seen, made = dict(one.seen), dict(one.made)
+    for place, last in other.seen.items():
+        if place not in seen or seen[place].order < last.order:
+            seen[place] = last
+    for name, latest in other.made.items():
+        if name not in made or made[name].sealed < latest.sealed:
+            made[name] = latest
+    return one.model_copy(update={
+        "keys": keys, "seen": seen, "made": made,
+        "statements": joined_statements(one.statements, other.statements),
+    })  # fmt: skip
+
+
+def _weight(key: KnownKey) -> int:
+    """Return how much stands behind what is known of a key."""
+    if key.status == "revoked":
+        return 3
+    return 2 if key.by_hand else 1 if key.status == "doubted" else 0
+
+
+def joined_statements(
+    one: Iterable[Mapping[str, Any]], other: Iterable[Mapping[str, Any]]
+) -> tuple[Mapping[str, Any], ...]:
+    """Return both, each statement once, in their order."""
+    found = {canonical_json(statement): statement for statement in (*one, *other)}
+    return tuple(found.values())

@@ -1,61 +1,45 @@
 """Keys on this machine's disk: the secret one that signs, and the ring of those that are believed.
 
 They lie in the user's configuration folder: `signing.key` (minisign's format, readable by the
-user alone, encrypted where a password was given), `signing.pub` to hand to others, and
-`keyring.json`.
+user alone, encrypted where a password was given), `signing.pub` to hand to others, `keyring.json`
+and `statements.json`. A person is asked for passwords before anything is held or changed.
+
+A key is changed in steps of which each can be the last one before the power goes: `next.key` and
+`next.pub` are written, then what the old key says of the new one, then the old key is kept under
+its id, then the new ones take its place. Who changes keys next goes on from there.
 """
 
 from __future__ import annotations
 
-import json
+import os
+import re
 import time
 from collections.abc import Callable, Mapping
-from hashlib import sha256 as sha256_of
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bundler.errors import Problem, TrustError, UnsafeInput
-from bundler.manifest import SIGNATURE_NAME, STATEMENTS_NAME, Manifest
+from bundler.errors import BusyError, TrustError, UnsafeInput
 from bundler.media import signature
-from bundler.media.judging import Verdict, judge
 from bundler.media.keyring import Keyring, KnownKey, Statement, revoke, trust
-from bundler.store import write_durably
-from bundler.value import pretty_json
+from bundler.media.ring_file import change_ring, held, put_ring, read_ring, write_ring
+from bundler.media.signing import judge_bundle, side_files, sign_bundle
+from bundler.store import sync_folder, write_durably
 
 if TYPE_CHECKING:
-    from minisign import SecretKey
+    from minisign import KeyPair, PublicKey, SecretKey
+
+__all__ = [
+    "AskPassword", "check_no_key", "has_secret_key", "judge_bundle", "new_key", "open_secret_key",
+    "own_key_id", "read_ring", "revoke_key", "rotate_key", "side_files", "sign_bundle", "write_ring",
+]  # fmt: skip
 
 SECRET_NAME = "signing.key"  # noqa: S105 - the name of a file
 PUBLIC_NAME = "signing.pub"
-RING_NAME = "keyring.json"
-MAX_SIDE_FILE_BYTES = 1 << 20
+NEXT_SECRET_NAME = "next.key"  # noqa: S105 - the name of a file
+NEXT_PUBLIC_NAME = "next.pub"
+_KEY_ID = re.compile(r"[0-9A-F]{16}")
 
 AskPassword = Callable[[], str]
-
-
-def read_ring(folder: Path) -> Keyring:
-    """Return what this machine knows; an empty ring when it knows nothing yet.
-
-    Raises:
-        TrustError: the file is damaged: whom to believe is never guessed.
-    """
-    path = folder / RING_NAME
-    try:
-        return Keyring.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        return Keyring()
-    except ValueError as error:
-        raise TrustError(
-            "the list of trusted keys is damaged",
-            where=str(path),
-            hint="bring it back from a copy, or remove it and trust the keys anew",
-        ) from error
-
-
-def write_ring(folder: Path, ring: Keyring) -> None:
-    """Keep the ring; the old one stays until the new one is on the disk."""
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    write_durably(folder / RING_NAME, pretty_json(ring).encode())
 
 
 def has_secret_key(folder: Path) -> bool:
@@ -64,12 +48,29 @@ def has_secret_key(folder: Path) -> bool:
 
 
 def own_key_id(folder: Path) -> str:
-    """Return the id of the key this machine signs with, "" when it has none."""
+    """Return the id of the key this machine signs with, "" when it has none.
+
+    Raises:
+        TrustError: the public key's file is damaged.
+    """
+    if not has_secret_key(folder):
+        return ""
+    # Between the last two steps of a change the new secret key has its place, and this one not yet.
+    changed = not (folder / NEXT_SECRET_NAME).exists() and (folder / NEXT_PUBLIC_NAME).exists()
+    path = folder / (NEXT_PUBLIC_NAME if changed else PUBLIC_NAME)
     try:
-        text = (folder / PUBLIC_NAME).read_text()
+        return signature.key_id(_read_public(path))
     except FileNotFoundError:
         return ""
-    return signature.key_id(signature.read_public_key(text))
+
+
+def _read_public(path: Path) -> PublicKey:
+    text = path.read_bytes()[: signature.MAX_SIGNATURE_BYTES].decode("utf-8", "replace")
+    try:
+        return signature.read_public_key(text)
+    except TrustError as error:
+        hint = "bring it back from a copy"
+        raise TrustError("the public key is damaged", where=str(path), hint=hint) from error
 
 
 def new_key(folder: Path, password: str, label: str = "") -> KnownKey:
@@ -78,8 +79,16 @@ def new_key(folder: Path, password: str, label: str = "") -> KnownKey:
     Raises:
         UnsafeInput: there is one already.
     """
-    check_no_key(folder)
-    return _make_key(folder, read_ring(folder), password, label)
+    import minisign
+
+    pair = minisign.KeyPair.generate()
+    with held(folder):
+        check_no_key(folder)
+        ring = trust(read_ring(folder), _public_line(pair.public_key), label)
+        put_ring(folder, ring)
+        # The secret key comes last: as long as it is not there, there is no key.
+        _write_pair(pair, password, folder / SECRET_NAME, folder / PUBLIC_NAME, secret_last=True)
+    return ring.keys[signature.key_id(pair.public_key)]
 
 
 def check_no_key(folder: Path) -> None:
@@ -96,20 +105,18 @@ def check_no_key(folder: Path) -> None:
         )
 
 
-def _make_key(folder: Path, ring: Keyring, password: str, label: str) -> KnownKey:
-    import minisign
+def _public_line(key: PublicKey) -> str:
+    return str(key.to_base64().decode())
 
-    pair = minisign.KeyPair.generate()
-    public = pair.public_key.to_base64().decode()
-    made = trust(ring, public, label)
-    key = made.keys[signature.key_id(pair.public_key)]
+
+def _write_pair(
+    pair: KeyPair, password: str, secret: Path, public: Path, *, secret_last: bool
+) -> None:
     if password:
         pair.secret_key.encrypt(password)
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    write_durably(folder / SECRET_NAME, bytes(pair.secret_key) + b"\n", mode=0o600)
-    write_durably(folder / PUBLIC_NAME, bytes(pair.public_key) + b"\n")
-    write_ring(folder, made)
-    return key
+    files = [(secret, bytes(pair.secret_key), 0o600), (public, bytes(pair.public_key), 0o644)]
+    for path, data, mode in reversed(files) if secret_last else files:
+        write_durably(path, data + b"\n", mode=mode)
 
 
 def open_secret_key(folder: Path, ask_password: AskPassword) -> SecretKey:
@@ -144,34 +151,90 @@ def _open(path: Path, ask_password: AskPassword) -> SecretKey:
     return key
 
 
+# -- changing keys ---------------------------------------------------------------------------------
+
+
 def rotate_key(
     folder: Path, ask_password: AskPassword, new_password: AskPassword, *, now: int | None = None
 ) -> tuple[str, KnownKey]:
     """Make a new signing key which the old one vouches for; return the old id and the new key.
 
     The statement goes into every bundle to come, so that machines which trust the old key follow.
-    The old secret key is kept beside the new one, under its id.
+    The old secret key is kept beside the new one, under its id. A change that was cut off is
+    finished, and is the one that is returned.
+
+    Raises:
+        TrustError: there is no key, it is damaged, or the password is wrong.
+        BusyError: somebody else changed it meanwhile.
     """
+    import minisign
+
+    with held(folder):
+        finished = _finish_change(folder)
+    if finished is not None:
+        return finished
     old = open_secret_key(folder, ask_password)
-    old_id = signature.key_id(old.get_public_key())
-    kept = folder / f"{old_id}.key"
-    if kept.exists():
-        raise UnsafeInput("an older key of that id is there", where=str(kept))
-    password, ring = new_password(), read_ring(folder)
-    (folder / SECRET_NAME).rename(kept)
-    try:
-        key = _make_key(folder, ring, password, ring.keys[old_id].label)
-    except BaseException:
-        if not has_secret_key(folder):
-            kept.rename(folder / SECRET_NAME)
-        raise
-    statement = Statement(
-        kind="rotation", key_id=old_id, new_key_id=key.key_id, new_public_key=key.public_key,
-        created=int(time.time()) if now is None else now,
-    )  # fmt: skip
-    ring = read_ring(folder).with_key(key.model_copy(update={"successor_of": old_id}))
-    write_ring(folder, _with_statement(ring, statement, old))
-    return old_id, ring.keys[key.key_id]
+    old_id, password = signature.key_id(old.get_public_key()), new_password()
+    with held(folder):
+        if own_key_id(folder) not in ("", old_id):
+            raise BusyError("somebody else has just changed the signing key", where=str(folder))
+        pair = minisign.KeyPair.generate()
+        _write_pair(
+            pair, password, folder / NEXT_SECRET_NAME, folder / NEXT_PUBLIC_NAME, secret_last=False
+        )
+        statement = Statement(
+            kind="rotation", key_id=old_id, new_key_id=signature.key_id(pair.public_key),
+            new_public_key=_public_line(pair.public_key),
+            created=int(time.time()) if now is None else now,
+        )  # fmt: skip
+        ring = _with_own(read_ring(folder), old.get_public_key())
+        put_ring(folder, _with_statement(ring, statement, old))
+        finished = _finish_change(folder)
+    assert finished is not None
+    return finished
+
+
+def _finish_change(folder: Path) -> tuple[str, KnownKey] | None:
+    """Put a new key that the old one has vouched for into its place; drop one that it has not."""
+    secret, public = folder / NEXT_SECRET_NAME, folder / NEXT_PUBLIC_NAME
+    if not public.exists():
+        secret.unlink(missing_ok=True)
+        return None
+    new = _read_public(public)
+    ring, new_id = read_ring(folder), signature.key_id(new)
+    old_id = next((s["key_id"] for s in _own_words(ring) if s.get("new_key_id") == new_id), "")
+    if secret.exists():
+        if not old_id:
+            public.unlink()
+            secret.unlink()
+            return None
+        kept = folder / f"{old_id}.key"
+        if not kept.exists():
+            write_durably(kept, (folder / SECRET_NAME).read_bytes(), mode=0o600)
+        os.replace(secret, folder / SECRET_NAME)
+        sync_folder(folder)
+    ring = _with_successor(ring, new, old_id)
+    put_ring(folder, ring)
+    os.replace(public, folder / PUBLIC_NAME)
+    sync_folder(folder)
+    return old_id, ring.keys[new_id]
+
+
+def _own_words(ring: Keyring) -> list[Mapping[str, Any]]:
+    said = [entry.get("statement") for entry in ring.statements]
+    return [statement for statement in said if isinstance(statement, dict)]
+
+
+def _with_own(ring: Keyring, key: PublicKey) -> Keyring:
+    """Return the ring with one of our own keys, should it have been lost from it."""
+    return ring if signature.key_id(key) in ring.keys else trust(ring, _public_line(key))
+
+
+def _with_successor(ring: Keyring, new: PublicKey, old_id: str) -> Keyring:
+    label = ring.keys[old_id].label if old_id in ring.keys else ""
+    ring = trust(ring, _public_line(new), label)
+    key = ring.keys[signature.key_id(new)]
+    return ring.with_key(key.model_copy(update={"successor_of": old_id}))
 
 
 def revoke_key(
@@ -179,26 +242,45 @@ def revoke_key(
 ) -> bool:
     """Believe a key no more; return whether bundles to come will tell others so.
 
-    They will when the key is one of our own: then it says so itself, under its own signature.
+    They will when the key is one of our own: then it says so itself, under its own signature, and
+    which key follows it.
     """
-    ring = revoke(read_ring(folder), key_id, reason)
     key_id = signature.key_id_of(key_id)
+    with held(folder):
+        _finish_change(folder)
     own = _own_secret(folder, key_id, ask_password)
-    if own is not None:
+
+    def change(ring: Keyring) -> Keyring:
+        if own is None:
+            return revoke(ring, key_id, reason)
+        ring = _with_own(ring, own.get_public_key())
+        follower = next((k for k in ring.successors_of(key_id) if _is_own(folder, k.key_id)), None)
         statement = Statement(
             kind="revocation", key_id=key_id, reason=reason,
+            new_key_id=follower.key_id if follower else "",
+            new_public_key=follower.public_key if follower else "",
             created=int(time.time()) if now is None else now,
         )  # fmt: skip
-        ring = _with_statement(ring, statement, own)
-    write_ring(folder, ring)
+        return _with_statement(revoke(ring, key_id, reason, {statement.new_key_id}), statement, own)
+
+    change_ring(folder, change)
     return own is not None
+
+
+def _is_own(folder: Path, key_id: str) -> bool:
+    return key_id == own_key_id(folder) or _kept(folder, key_id).exists()
+
+
+def _kept(folder: Path, key_id: str) -> Path:
+    """Return where an own key that was changed is kept; what is no id names nothing that is there."""
+    return folder / (f"{key_id}.key" if _KEY_ID.fullmatch(key_id) else "no.key")
 
 
 def _own_secret(folder: Path, key_id: str, ask_password: AskPassword) -> SecretKey | None:
     """Return one of our own secret keys: today's, or one that was rotated away."""
     if key_id == own_key_id(folder):
         return open_secret_key(folder, ask_password)
-    kept = folder / f"{key_id}.key"
+    kept = _kept(folder, key_id)
     return _open(kept, ask_password) if kept.exists() else None
 
 
@@ -209,63 +291,3 @@ def _with_statement(ring: Keyring, statement: Statement, key: SecretKey) -> Keyr
         "signature": bytes(made).decode() + "\n",
     }
     return ring.model_copy(update={"statements": (*ring.statements, entry)})
-
-
-# -- beside a manifest -----------------------------------------------------------------------------
-
-
-def side_files(manifest: Manifest, data: bytes, key: SecretKey, ring: Keyring) -> dict[str, bytes]:
-    """Return the files that lie beside a signed manifest and are not listed in it."""
-    claim = signature.Claim(
-        name=manifest.name,
-        version=manifest.version,
-        created=manifest.created,
-        manifest_sha256=sha256_of(data).hexdigest(),
-    )
-    files = {SIGNATURE_NAME: signature.sign(data, claim, key)}
-    if ring.statements:
-        files[STATEMENTS_NAME] = pretty_json(list(ring.statements)).encode()
-    return files
-
-
-def judge_bundle(
-    root: Path, data: bytes, manifest: Manifest, folder: Path, *, allow_older: bool = False
-) -> Verdict:
-    """Return the verdict on the bundle at `root`, and keep what was learned from it.
-
-    Raises:
-        TrustError: it is not to be believed; says why and what to do.
-    """
-    signed = _side_file(root / SIGNATURE_NAME)
-    statements = _statements(_side_file(root / STATEMENTS_NAME))
-    ring = read_ring(folder)
-    try:
-        verdict = judge(ring, data, manifest, signed, statements, allow_older=allow_older)
-    except TrustError as error:
-        raise TrustError(
-            [Problem(p.message, p.where or str(root), p.hint) for p in error.problems]
-        ) from error
-    if verdict.ring != ring:
-        write_ring(folder, verdict.ring)
-    return verdict
-
-
-def _side_file(path: Path) -> bytes | None:
-    try:
-        with path.open("rb") as stream:
-            return stream.read(MAX_SIDE_FILE_BYTES + 1)
-    except FileNotFoundError:
-        return None
-
-
-def _statements(data: bytes | None) -> tuple[Mapping[str, Any], ...]:
-    """Return what a bundle says of keys; a damaged file says nothing, and nothing is believed."""
-    if data is None or len(data) > MAX_SIDE_FILE_BYTES:
-        return ()
-    try:
-        found = json.loads(data)
-    except (ValueError, RecursionError):
-        return ()
-    return (
-        tuple(item for item in found if isinstance(item, dict)) if isinstance(found, list) else ()
-    )

@@ -19,7 +19,7 @@ from bundler.errors import UnsafeInput
 from bundler.grouping import Piece
 from bundler.manifest import BundleFile
 from bundler.media.view import PREFIX
-from bundler.segments import hash_range
+from bundler.segments import hash_range, open_plain
 from bundler.store import sync_folder
 
 _PAGE_BYTES = 4096
@@ -65,8 +65,8 @@ def replace_file(root: Path, path: str, source: Path | bytes, mode: int) -> None
 
 
 def _copy_into(source: Path, writer: int) -> None:
-    with source.open("rb") as reader:
-        while block := reader.read(_BLOCK):
+    with open_plain(source) as descriptor:
+        while block := os.read(descriptor, _BLOCK):
             view = memoryview(block)
             while view:
                 view = view[os.write(writer, view) :]
@@ -100,12 +100,19 @@ def cut_to_size(root: Path, file: BundleFile) -> None:
 
 
 def _in_place(path: Path, file: BundleFile, right: Mapping[Piece, Path]) -> None:
-    before = stat.S_IMODE(path.lstat().st_mode) if path.exists() else 0o644
-    if path.exists() and not before & 0o200:
+    new = 0o755 if file.executable else 0o644
+    is_new = not path.exists()
+    before = new if is_new else stat.S_IMODE(path.lstat().st_mode)
+    if not is_new and not before & 0o200:
         path.chmod(before | 0o200)
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | os.O_CLOEXEC
     descriptor = os.open(path, flags, 0o644)
     try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise UnsafeInput("is no regular file: nothing is written to it", where=str(path))
+        if is_new:
+            with suppress(PermissionError):  # FAT has no modes to set
+                os.fchmod(descriptor, new)
         for piece, source in sorted(right.items()):
             _write_pages(descriptor, piece.offset, source)
         if os.fstat(descriptor).st_size > file.size_bytes:
@@ -147,8 +154,5 @@ def is_right(root: Path, piece: Piece) -> bool:
 def _forget_cached(path: Path) -> None:
     """Ask the system to read the file from the medium the next time."""
     if hasattr(os, "posix_fadvise"):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
+        with open_plain(path) as descriptor:
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(descriptor)

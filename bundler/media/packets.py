@@ -11,13 +11,16 @@ MD5 finds accidents here; what a repair yields is held against SHA-256.
 from __future__ import annotations
 
 import hashlib
+import os
 import struct
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 from bundler.errors import UnsafeInput
+from bundler.segments import open_plain
 
 MAGIC = b"PAR2\0PKT"
 MAIN = b"PAR 2.0\0Main\0\0\0\0"
@@ -31,6 +34,8 @@ _MOST_DESCRIBING_BYTES = 4 << 20
 """A packet that describes: at most 32768 checksums of 20 bytes, or as many ids."""
 _MOST_DESCRIBED_BYTES = 64 << 20
 """All of them in one file: ours hold at most 2000 pieces' names and checksums, twice."""
+_MOST_PACKETS = 80_000
+"""In one file: 32768 recovery blocks, and twice what describes some thousand files, and to spare."""
 _CHUNK = 1 << 20
 _MOST_READINGS = 8
 """A damaged file is read again from each magic word in it; a crafted one has a great many."""
@@ -55,6 +60,8 @@ class Description:
     name: str
     size_bytes: int
     md5: bytes
+    packet: Packet
+    """The one that says so: no other packet is used for it, whatever id it has."""
 
 
 @dataclass
@@ -72,26 +79,28 @@ class Scan:
                 yield packet
 
 
-def scan(path: Path, block_bytes: int) -> Scan:
+def scan(path: Path, block_bytes: int, *, most_packets: int = _MOST_PACKETS) -> Scan:
     """Return every intact packet of a file, in memory that does not grow with its blocks.
 
     Args:
         path: the PAR2 file.
         block_bytes: the size that its recovery blocks have.
+        most_packets: how many it may have.
 
     Raises:
-        UnsafeInput: it is made to be read for ever.
+        UnsafeInput: it is made to be read for ever, or is no file at all.
         OSError: it cannot be read.
     """
     found = Scan()
-    with path.open("rb") as stream:
+    with open_plain(path) as descriptor, os.fdopen(descriptor, "rb", closefd=False) as stream:
         size = stream.seek(0, 2)
         budget = _MOST_READINGS * size + (64 << 20)
         offset = described = 0
         while offset < size:
             packet, cost = _packet_at(stream, offset, size, block_bytes)
             budget -= cost
-            if budget < 0 or described > _MOST_DESCRIBED_BYTES:
+            crowded = len(found.packets) >= most_packets
+            if budget < 0 or described > _MOST_DESCRIBED_BYTES or crowded:
                 raise UnsafeInput("this is no parity file but a maze of packets", where=str(path))
             if packet is not None:
                 described += len(packet.body)
@@ -139,16 +148,27 @@ def _next_magic(stream: BinaryIO, offset: int, size: int) -> int:
 
 def descriptions(found: Scan, set_id: bytes) -> dict[bytes, Description]:
     """Return what a set says of its files, by PAR2's id; ids that do not fit are left out."""
-    said = {}
+    said: dict[bytes, Description] = {}
     for packet in found.of(DESCRIPTION, set_id):
-        if len(packet.body) < 56:
-            continue
-        file_id, md5, first, size = struct.unpack_from("<16s16s16sQ", packet.body)
-        name = packet.body[56:].rstrip(b"\0")
-        right = hashlib.md5(first + packet.body[48:56] + name, usedforsecurity=False).digest()
-        if right == file_id:
-            said[file_id] = Description(name.decode("utf-8", "replace"), size, md5)
+        described = _described(packet)
+        if described is not None:
+            said.setdefault(packet.body[:16], described)
     return said
+
+
+def _described(packet: Packet) -> Description | None:
+    """Return what a packet says of a file, None unless its id is that of just these bytes."""
+    if len(packet.body) < 60:
+        return None
+    file_id, md5, first, size = struct.unpack_from("<16s16s16sQ", packet.body)
+    name = packet.body[56:].rstrip(b"\0")
+    made = hashlib.md5(first + packet.body[48:56] + name, usedforsecurity=False).digest()
+    if made != file_id or len(packet.body) != 56 + (len(name) + 3 & ~3):
+        return None
+    try:
+        return Description(name.decode(), size, md5, packet)
+    except UnicodeDecodeError:
+        return None  # no name of ours
 
 
 def set_ids(found: Scan) -> set[bytes]:
@@ -184,23 +204,32 @@ def usable(
     said = {i: d for i, d in descriptions(found, set_id).items() if i in ids}
     if ids != set(said) or {d.name: d.size_bytes for d in said.values()} != dict(expected):
         return None
-    describing = [main, *_one_each(found.of(DESCRIPTION, set_id), ids)]
-    sums = {
-        packet.body[:16]: packet for packet in found.of(CHECKSUMS, set_id)
-        if packet.body[:16] in said
-        and len(packet.body) == 16 + 20 * -(-said[packet.body[:16]].size_bytes // block_bytes)
-    }  # fmt: skip
-    describing += [sums[file_id] for file_id in sorted(sums)]
-    recovery = {
-        packet.body: packet for packet in found.of(RECOVERY, set_id)
-        if packet.length == block_bytes + 68
-    }  # fmt: skip
+    describing = [main, *(said[file_id].packet for file_id in sorted(said))]
+    describing += _checksums(found, set_id, block_bytes, said)
+    recovery: dict[bytes, Packet] = {}
+    for packet in found.of(RECOVERY, set_id):
+        if packet.length == block_bytes + 68:
+            recovery.setdefault(packet.body, packet)
     return Usable(tuple(describing), tuple(recovery[number] for number in sorted(recovery)))
 
 
-def _one_each(packets: Iterator[Packet], ids: set[bytes]) -> list[Packet]:
-    one = {packet.body[:16]: packet for packet in packets if packet.body[:16] in ids}
-    return [one[file_id] for file_id in sorted(one)]
+def _checksums(
+    found: Scan, set_id: bytes, block_bytes: int, said: Mapping[bytes, Description]
+) -> list[Packet]:
+    """Return the checksums of each file's blocks; where packets differ, what most of them say.
+
+    Nothing in a packet proves them, but every set of ours has each of them twice.
+    """
+    bodies: dict[bytes, Counter[bytes]] = {}
+    first: dict[bytes, Packet] = {}
+    for packet in found.of(CHECKSUMS, set_id):
+        described = said.get(packet.body[:16])
+        if described is None:
+            continue
+        if len(packet.body) == 16 + 20 * -(-described.size_bytes // block_bytes):
+            bodies.setdefault(packet.body[:16], Counter())[packet.body] += 1
+            first.setdefault(packet.body, packet)
+    return [first[bodies[file_id].most_common(1)[0][0]] for file_id in sorted(bodies)]
 
 
 def write_set(source: Path, kept: Usable, target: Path, extra: tuple[Packet, ...] = ()) -> None:
@@ -213,7 +242,11 @@ def write_set(source: Path, kept: Usable, target: Path, extra: tuple[Packet, ...
         extra: packets that describe nothing, as the name of the program that made the set.
     """
     around = (*extra, *kept.describing)
-    with source.open("rb") as reader, target.open("xb") as writer:
+    with (
+        open_plain(source) as descriptor,
+        os.fdopen(descriptor, "rb", closefd=False) as reader,
+        target.open("xb") as writer,
+    ):
         for packet in (*around, *kept.recovery, *around):
             reader.seek(packet.offset)
             writer.write(reader.read(packet.length))

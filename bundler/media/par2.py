@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,8 +17,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
-from bundler.errors import StepFailed
+from bundler.errors import DoesNotFit, StepFailed
 from bundler.grouping import Group
+from bundler.value import format_size
 
 MEMORY_MB = 512
 _ADDRESS_SPACE_BYTES = 4 << 30
@@ -28,12 +30,19 @@ Outcome = Literal["whole", "repairable", "not enough", "failed"]
 _OUTCOMES: dict[int, Outcome] = {0: "whole", 1: "repairable", 2: "not enough", 4: "not enough"}
 
 
+_DAMAGED = re.compile(r'^Target: "(.*)" - damaged\. Found (\d+) of (\d+) data blocks', re.MULTILINE)
+_FULL = re.compile(r"No space left on device|Disk quota exceeded")  # it runs with LC_ALL=C
+_MISSING = re.compile(r'^Target: "(.*)" - missing\.', re.MULTILINE)
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What the program said."""
 
     outcome: Outcome
     text: str
+    blocks_damaged: int = 0
+    """Data blocks of the set that were not found where they belong."""
 
     @property
     def blocks_short(self) -> int:
@@ -69,6 +78,7 @@ def create(view: Path, group: Group, output: Path) -> None:
     volume.
 
     Raises:
+        DoesNotFit: the disk is full.
         StepFailed: the program failed; says what it said.
     """
     names = [str(view / piece.name) for piece in group.pieces]
@@ -77,6 +87,13 @@ def create(view: Path, group: Group, output: Path) -> None:
         f"-B{view}", f"-a{output}", "--", *names,
         size_bytes=sum(piece.size_bytes for piece in group.pieces),
     )  # fmt: skip
+    if done.returncode and _FULL.search(_said(done)):
+        raise DoesNotFit(
+            "the disk is full while making parity: "
+            f"{format_size(shutil.disk_usage(output.parent).free)} left",
+            where=str(output.parent),
+            hint="free some space and run the same command again: finished work is kept",
+        )
     if done.returncode:
         raise StepFailed(f"par2 could not make parity (code {done.returncode}): {_said(done)}")
 
@@ -97,7 +114,23 @@ def _answer(
     size = sum(piece.size_bytes for piece in group.pieces)
     words = [f"-B{view}", "--", str(par2_file), *map(str, extra)]
     done = _run(command, "-q", *words, size_bytes=size)
-    return Answer(_OUTCOMES.get(done.returncode, "failed"), _said(done))
+    outcome = _OUTCOMES.get(done.returncode, "failed")
+    return Answer(outcome, _said(done), _blocks_damaged(done.stdout, group))
+
+
+def _blocks_damaged(said: str, group: Group) -> int:
+    """Add up what the program says of each piece: how many blocks of it are there, or none at all.
+
+    It looks at the pieces twice when it repairs: what it says first is how they were.
+    """
+    found: dict[str, int] = {}
+    for name, there, whole in _DAMAGED.findall(said):
+        found.setdefault(name, int(whole) - int(there))
+    lost = set(_MISSING.findall(said))
+    for piece in group.pieces:
+        if piece.name in lost:
+            found.setdefault(piece.name, -(-piece.size_bytes // group.block_bytes))
+    return sum(found.values())
 
 
 def _said(done: subprocess.CompletedProcess[str]) -> str:

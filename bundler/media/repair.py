@@ -17,19 +17,26 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bundler.errors import BundlerError, BusyError, DamagedError, Problem, UnsafeInput
+from bundler.errors import BundlerError, BusyError, DamagedError, Problem
 from bundler.events import Progress, Report, silent
 from bundler.grouping import Group, Piece, group_of, pieces_of
 from bundler.manifest import BESIDE, BundleFile, Manifest, ParitySet
 from bundler.media import view
 from bundler.media.beside_repair import believed_manifest, repair_beside
-from bundler.media.copies import Candidate
+from bundler.media.copies import Candidate, check_is_bundle
 from bundler.media.mending import cut_to_size, is_right, replace_file, safe_parent
 from bundler.media.parity import make_set
 from bundler.media.set_repair import Damage, repair_set, said
+from bundler.printable import printable_name
 from bundler.segments import copy_range
 from bundler.store import hash_file, sync_folder
-from bundler.verify import Finding, Verification, verify_against
+from bundler.verify import (
+    Finding,
+    Verification,
+    refuse_unsafe,
+    unsafe_findings,
+    verify_against,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +45,7 @@ class Repair:
 
     before: Verification
     repaired: tuple[str, ...]
-    """Paths that are right now (with `dry_run`: that could be made so)."""
+    """Paths that are right now, as verifying says (with `dry_run`: that could be made so)."""
     unrepaired: tuple[Problem, ...]
     extra: tuple[str, ...]
     """Files that nobody promised: they are left alone."""
@@ -60,25 +67,25 @@ def repair_bundle(
         report: whom to tell.
 
     Raises:
+        RecipeError: this is no bundle.
         DamagedError: there is no manifest to repair by, or nothing can be written there.
         UnsafeInput: a link or something else that is no file lies in the bundle.
         BusyError: another repair of it is running.
     """
+    check_is_bundle(root)
     root = root.resolve()
     with _alone(root):
         view.sweep(Path(tempfile.gettempdir()) if scratch is None else scratch)
         if not dry_run:
-            _check_writable(root)
+            view.check_writable(root)
             view.sweep(root)
+        refuse_unsafe(root, unsafe_findings(root))
         believed = believed_manifest(root, scratch)
         before = verify_against(
             root, believed, workers=workers,
             progress=lambda done, total: report(Progress("verify", done, total)),
         )  # fmt: skip
-        unsafe = [f for f in before.findings if f.kind == "unsafe"]
-        if unsafe:
-            hint = "remove it, then run the same command again"
-            raise UnsafeInput([Problem(str(f), str(root), hint) for f in unsafe])
+        refuse_unsafe(root, before.findings)
         return _Work(root, before, scratch, dry_run, report).done(believed)
 
 
@@ -99,18 +106,6 @@ def _alone(root: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _check_writable(root: Path) -> None:
-    try:
-        with tempfile.TemporaryDirectory(dir=root, prefix=f"{view.PREFIX}{os.getpid()}-"):
-            pass
-    except OSError as error:
-        raise DamagedError(
-            f"nothing can be written here, so nothing can be repaired: {error.strerror}",
-            where=str(root),
-            hint="copy the bundle to a disk that can be written, and repair the copy",
-        ) from error
 
 
 @dataclass
@@ -134,22 +129,46 @@ class _Work:
         """Do it all, in order."""
         files = {file.path: file for file in self.manifest.files}
         self._sweep_unfinished()
-        findings = {f.path: f for f in self.before.findings if f.path in files}
+        # A file can have lost its mode and its content: two findings, and the mode comes last.
+        modes = [f for f in self.before.findings if f.kind == "mode"]
+        findings = {f.path: f for f in self.before.findings if f.path in files and f not in modes}
         for finding in findings.values():
-            if finding.kind in ("renamed", "mode"):
+            if finding.kind == "renamed":
                 self._try(finding.path, self._named_right, finding, files[finding.path])
         wrong = {
             p: f for p, f in findings.items() if p not in self.repaired and p not in self.failed
         }
         self._from_twins(wrong, files, set(findings))
-        self._from_parity({p: f for p, f in wrong.items() if p not in self.repaired}, files)
         self._overlong(wrong, files)
+        self._from_parity({p: f for p, f in wrong.items() if p not in self.repaired}, files)
         self._parity_anew({p: f for p, f in wrong.items() if p not in self.repaired}, files)
+        for finding in modes:
+            self._try(finding.path, self._marked, finding.path)
         self._beside(believed)
+        if not self.dry_run:
+            self._read_again(believed)
+        self.repaired -= set(self.failed)
         return Repair(
             self.before, tuple(sorted(self.repaired)), self._problems(), self._extra(),
             tuple(self.budgets),
         )  # fmt: skip
+
+    def _read_again(self, believed: Candidate) -> None:
+        """Take for repaired what verifying finds nothing wrong with now; read what was wrong."""
+        files = {file.path: file for file in self.manifest.files}
+        wrong = [f for f in self.before.findings if f.path in self.repaired and f.path in files]
+        touched = {
+            piece for f in wrong if f.kind in ("changed", "missing")
+            for piece in self._damaged_pieces(files[f.path], f)
+        }  # fmt: skip
+        after = verify_against(
+            self.root, believed, only=touched,
+            progress=lambda done, total: self.report(Progress("verify again", done, total)),
+        )  # fmt: skip
+        for finding in after.findings:
+            if finding.kind != "extra":
+                self.repaired.discard(finding.path)
+                self.failed.setdefault(finding.path, f"is still not right: {finding}")
 
     def _sweep_unfinished(self) -> None:
         """Remove files that a killed repair was writing beside their places."""
@@ -160,7 +179,10 @@ class _Work:
 
     def _problems(self) -> tuple[Problem, ...]:
         hint = "copy these files anew from the bundle's origin, or from another copy of it"
-        return tuple(Problem(f"{p}: {why}", str(self.root), hint) for p, why in self.failed.items())
+        return tuple(
+            Problem(f"{printable_name(path)}: {why}", str(self.root), hint)
+            for path, why in self.failed.items()
+        )
 
     def _extra(self) -> tuple[str, ...]:
         found = (f.path for f in self.before.findings if f.kind == "extra")
@@ -179,14 +201,8 @@ class _Work:
     # -- names ---------------------------------------------------------------------------------------
 
     def _named_right(self, finding: Finding, file: BundleFile) -> bool:
-        """Give a file its name or its mode back. False when somebody took it away meanwhile."""
+        """Give a file its name back. False when somebody took it away meanwhile."""
         path = self.root / file.path
-        if finding.kind == "mode":
-            if path.lstat().st_nlink > 1:
-                replace_file(self.root, file.path, path, 0o755)
-            else:
-                path.chmod(0o755)
-            return True
         now = self.root / finding.detail.removeprefix("is now ")
         if not now.exists():
             return False  # Two files of the same content: it went to the other one.
@@ -195,7 +211,16 @@ class _Work:
         sync_folder(path.parent)
         sync_folder(now.parent)
         if file.executable:
-            path.chmod(0o755)
+            self._marked(file.path)
+        return True
+
+    def _marked(self, path: str) -> bool:
+        """Mark a file as a program, and not the object of a store that it shares its bytes with."""
+        place = self.root / path
+        if place.lstat().st_nlink > 1:
+            replace_file(self.root, path, place, 0o755)
+        else:
+            place.chmod(0o755)
         return True
 
     def _from_twins(
@@ -256,7 +281,7 @@ class _Work:
 
     def _damaged_pieces(self, file: BundleFile, finding: Finding) -> list[Piece]:
         pieces = [p for p in pieces_of(file, self.manifest.segment_bytes) if p.size_bytes]
-        if finding.kind != "changed" or not file.segments:
+        if finding.kind != "changed":
             return pieces
         return [p for p in pieces if any(a <= p.offset < b for a, b in finding.ranges)]
 
@@ -275,7 +300,7 @@ class _Work:
     def _overlong(self, wrong: dict[str, Finding], files: dict[str, BundleFile]) -> None:
         """Cut away what was appended to files that are right otherwise."""
         for path, finding in wrong.items():
-            if finding.kind == "changed" and not finding.ranges and files[path].segments:
+            if finding.kind == "changed" and not finding.ranges and path not in self.repaired:
                 self._try(path, self._cut, files[path])
 
     def _cut(self, file: BundleFile) -> bool:

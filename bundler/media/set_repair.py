@@ -117,7 +117,11 @@ def budget_text(damage: Damage, kept: Usable, answer: par2.Answer) -> str:
     size = format_bytes(damage.group.block_bytes)
     if short:
         return f"it needs {there + short} blocks of {size}, {there} are there{said_lost}"
-    return f"{damage.recorded.file} has {there} blocks of {size}{said_lost}"
+    wrong = answer.blocks_damaged
+    are = "1 block is" if wrong == 1 else f"{wrong} blocks are"
+    return (
+        f"{are} damaged, {damage.recorded.file} can bring back {there}{said_lost}, of {size} each"
+    )
 
 
 def said(error: OSError, root: Path) -> str:

@@ -21,7 +21,7 @@ MAX_SIGNATURE_BYTES = 16 << 10
 """minisign's own limit on a trusted comment is 8 KiB."""
 _COMMENT = re.compile(
     r"bundler ([a-z0-9._-]{1,64}) version:([0-9A-Za-z.+-]{1,64}) created:(\d{1,12}) "
-    r"sha256:([0-9a-f]{64})"
+    r"(?:sealed:([1-9]\d{0,15}) )?sha256:([0-9a-f]{64})"
 )
 
 
@@ -31,13 +31,22 @@ class Claim(Value):
     name: Name
     version: str
     created: int
-    """The lock's clock: a later bundle of the same name has a later one."""
+    """The lock's clock: what is built from a later lock is later."""
+    sealed: int = 0
+    """When it was signed, in milliseconds since 1970, and later than all that its maker signed under
+    this name before: it orders what is built from one lock. 0 where an older bundler signed."""
     manifest_sha256: Sha256
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Return what is greater of the later one of two bundles."""
+        return self.created, self.sealed
 
     def comment(self) -> str:
         """Return the claim as the trusted comment of a signature."""
+        sealed = f"sealed:{self.sealed} " if self.sealed else ""
         return (
-            f"bundler {self.name} version:{self.version} created:{self.created} "
+            f"bundler {self.name} version:{self.version} created:{self.created} {sealed}"
             f"sha256:{self.manifest_sha256}"
         )
 
@@ -54,7 +63,10 @@ def read_claim(comment: str) -> Claim:
             f"the signature says nothing about a bundle: {comment[:80]!r}",
             hint="it was made for something else; get the bundle anew from its maker",
         )
-    return Claim(name=match[1], version=match[2], created=int(match[3]), manifest_sha256=match[4])
+    return Claim(
+        name=match[1], version=match[2], created=int(match[3]), sealed=int(match[4] or 0),
+        manifest_sha256=match[5],
+    )  # fmt: skip
 
 
 def sign(data: bytes, claim: Claim, key: SecretKey) -> bytes:

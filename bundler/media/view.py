@@ -7,6 +7,7 @@ more: sets are repaired one after the other.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import tempfile
@@ -14,13 +15,13 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from bundler.errors import DoesNotFit
+from bundler.errors import DamagedError, DoesNotFit
 from bundler.grouping import Group, Piece
 from bundler.media.packets import Scan, Usable, scan, usable, write_set
 from bundler.media.parity import expected
 from bundler.segments import copy_range, open_plain
 from bundler.store import full_disk_is_an_error
-from bundler.value import format_bytes
+from bundler.value import format_size
 
 PREFIX = ".bundler-repair-"
 _MARGIN_BYTES = 1 << 20
@@ -38,29 +39,82 @@ def scratch(root: Path, need_bytes: int, given: Path | None) -> Iterator[Path]:
     free = {place: shutil.disk_usage(place).free for place in places}
     enough = [place for place in places if free[place] >= need_bytes + _MARGIN_BYTES]
     if not enough:
-        said = ", ".join(f"{place} has {format_bytes(free[place])}" for place in places)
+        said = ", ".join(f"{place} has {format_size(free[place])}" for place in places)
         raise DoesNotFit(
-            f"repairing takes {format_bytes(need_bytes + _MARGIN_BYTES)} of free space for a while: "
+            f"repairing takes {format_size(need_bytes + _MARGIN_BYTES)} of free space for a while: "
             f"{said}",
             where=str(root),
             hint="free some, or name a folder on a larger disk with --scratch",
         )
-    prefix = f"{PREFIX}{os.getpid()}-"
     with (
-        tempfile.TemporaryDirectory(dir=enough[0], prefix=prefix) as folder,
+        _own_folder(enough[0]) as folder,
         full_disk_is_an_error(enough[0], "what repairing needs for a while"),
     ):
-        yield Path(folder)
+        yield folder
+
+
+@contextmanager
+def _own_folder(place: Path) -> Iterator[Path]:
+    """Make a folder and hold it as long as it is needed: the lock goes with the process."""
+    while True:
+        folder = Path(tempfile.mkdtemp(dir=place, prefix=PREFIX))
+        descriptor = _held(folder)
+        if descriptor is not None:
+            break  # else somebody swept it before it was held
+    try:
+        yield folder
+    finally:
+        try:
+            shutil.rmtree(folder)
+        finally:
+            os.close(descriptor)
+
+
+def _held(folder: Path) -> int | None:
+    """Return the open folder, locked; None when another holds it or it is gone."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if folder.exists():
+            return descriptor
+    except OSError:
+        os.close(descriptor)
+        return None
+    os.close(descriptor)
+    return None
 
 
 def sweep(place: Path) -> None:
-    """Remove the folders of repairs that were killed; those of living ones stay."""
+    """Remove the folders of repairs that were killed; those of living ones are held, and stay."""
     for folder in place.glob(f"{PREFIX}*"):
-        pid = folder.name.removeprefix(PREFIX).split("-")[0]
-        alive = pid.isdigit() and pid != str(os.getpid()) and Path(f"/proc/{pid}").exists()
-        if folder.is_dir() and not folder.is_symlink() and not alive:
+        descriptor = _held(folder)
+        if descriptor is None:
+            continue
+        try:
             with suppress(OSError):  # another user's
                 shutil.rmtree(folder)
+        finally:
+            os.close(descriptor)
+
+
+def check_writable(root: Path) -> None:
+    """Refuse a medium on which nothing can be written, before any work.
+
+    Raises:
+        DamagedError: it is one.
+    """
+    try:
+        with tempfile.TemporaryDirectory(dir=root, prefix=PREFIX):
+            pass
+    except OSError as error:
+        raise DamagedError(
+            f"nothing can be written here, so nothing can be repaired: {error.strerror}",
+            where=str(root),
+            hint="copy the bundle to a disk that can be written, and repair the copy",
+        ) from error
 
 
 def need_bytes(group: Group, damaged_bytes: int, parity_bytes: int) -> int:

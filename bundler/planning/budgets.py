@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from bundler.errors import DoesNotFit, Problem
-from bundler.grouping import planned_parity_bytes
 from bundler.lock import Lock, Resolution
 from bundler.plan import Budget, Choice, FileInput, Step
+from bundler.planning.parity_room import planned_parity_bytes
 from bundler.recipe import Recipe
 from bundler.solver.choosing import Decision, Option
-from bundler.value import format_bytes
+from bundler.value import format_size
 
 
 def tier_budgets(
@@ -54,6 +54,8 @@ def shared_budgets(
         for choice in choices
         if isinstance(choice.offer.output, FileInput)
     }
+    for choice in choices:
+        taken |= {one.file.sha256: one.file.size_bytes for one in choice.offer.companions}
     made = models_bytes - sum(taken.values())
     peak = fetched + max(0, made) + scratch + other_bytes - unmade
     bundle_bytes = models_bytes + other_bytes
@@ -81,9 +83,10 @@ def check_budgets(budgets: Iterable[Budget]) -> None:
     """
     problems = [
         Problem(
-            f"does not fit: {budget.name} needs {format_bytes(budget.used_bytes)}, "
-            f"the limit is {format_bytes(budget.limit_bytes or 0)}",
+            f"does not fit: {budget.name} needs {format_size(budget.used_bytes)}, "
+            f"the limit is {format_size(budget.limit_bytes or 0)}",
             hint="leave out a corpus, take a smaller edition of it, or a larger stick",
+            key="bundle.max_download" if budget.name == "download" else "bundle.max_size",
         )
         for budget in budgets
         if not budget.fits

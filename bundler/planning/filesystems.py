@@ -5,7 +5,7 @@ from __future__ import annotations
 from bundler.errors import Problem
 from bundler.lock import Lock
 from bundler.recipe import Recipe
-from bundler.value import format_bytes
+from bundler.value import format_size
 
 # FAT32 cannot hold a file of 4 GiB (Microsoft FAT32 File System Specification: 32-bit sizes).
 FAT32_MAX_FILE_BYTES = 2**32 - 1
@@ -19,7 +19,7 @@ def largest_file_bytes(recipe: Recipe) -> int | None:
 def too_large(what: str, size_bytes: int) -> Problem:
     """Return the problem of one file that is larger than FAT32 allows."""
     return Problem(
-        f"{what} has {format_bytes(size_bytes)}; FAT32 holds no file of 4 GiB or more",
+        f"{what} has {format_size(size_bytes)}; FAT32 holds no file of 4 GiB or more",
         hint='use a stick with exFAT: bundle.filesystem = "exfat"',
     )
 

@@ -6,13 +6,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from bundler.errors import DoesNotFit, Problem
-from bundler.grouping import room_without_parity
 from bundler.hardware import Target
 from bundler.lock import Lock
 from bundler.plan import FileInput, Offer
+from bundler.planning.parity_room import room_without_parity
 from bundler.recipe import Recipe
 from bundler.solver.decision import Limit
-from bundler.value import format_bytes
+from bundler.value import format_bytes, format_size
+
+SHARED = ("disk", "download")
+"""Limits of all machines together; the others are memories."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,11 @@ def _without_parity(recipe: Recipe) -> int | None:
     """Return the stick's capacity, less what parity over the bundle will take of it."""
     size = recipe.bundle.max_size
     return None if size is None else room_without_parity(size, recipe.bundle.parity)
+
+
+def amount_of(limit: str, count: int) -> str:
+    """Write so much of a limit: memory in binary units, room on sticks and downloads in decimal."""
+    return format_size(count) if limit in SHARED else format_bytes(count)
 
 
 def vram_name(number: int, target: Target) -> str:
@@ -93,8 +101,8 @@ def _check(recipe: Recipe, disk_bytes: int, download_bytes: int) -> None:
     bundle = recipe.bundle
     problems = [
         Problem(
-            f"bundle.{key}: does not fit: {what} {format_bytes(used)}, the limit is "
-            f"{format_bytes(limit)}; {format_bytes(used - limit)} too much",
+            f"bundle.{key}: does not fit: {what} {format_size(used)}, the limit is "
+            f"{format_size(limit)}; {format_size(used - limit)} too much",
             hint=hint,
         )
         for key, limit, used, what, hint in (
@@ -123,6 +131,7 @@ def _in_any_case(offers: Sequence[Offer]) -> dict[str, int]:
 def locked_inputs(offer: Offer) -> dict[str, int]:
     """Return the locked files that an offer is made from and measured with: SHA-256 → size."""
     given = [given for step in offer.steps for given in step.inputs.values()]
+    given += [one.file for one in offer.companions]
     return {
         one.sha256: one.size_bytes for one in (*given, offer.output) if isinstance(one, FileInput)
     }

@@ -209,7 +209,7 @@ class _Making:
             for sha256, size in locked_inputs(offer).items()
             if sha256 not in self.around.fetched
         )
-        shared = {"disk": offer.disk_bytes, "download": fetched}
+        shared = {"disk": offer.disk_bytes + offer.companion_bytes, "download": fetched}
         return tuple(
             shared[limit.name]
             if not limit.turns

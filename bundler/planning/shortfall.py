@@ -6,8 +6,10 @@ from collections.abc import Mapping
 
 from bundler.errors import Problem
 from bundler.hardware import Target
+from bundler.planning.limits import amount_of
+from bundler.planning.targeting import CAP_SOURCE
 from bundler.solver.choosing import Decision, Limit, Option
-from bundler.value import format_bytes
+from bundler.value import format_bytes, format_size
 
 _RECIPE_KEY = {"disk": "bundle.max_size", "download": "bundle.max_download"}
 Key = tuple[str, str]
@@ -50,25 +52,44 @@ def _problem(
     excess = used - capacity
     if limit.turns:
         target = targets[limit.tier]
-        there = f"{target.title or target.name} has {format_bytes(capacity)}"
+        machine = "the machine" if target.name == "custom" and not limit.tier else target.title
+        there = f"{machine or target.name} has {format_bytes(capacity)}"
         parts = ", ".join(
-            _memory_part(name, o, o.needs[index]) for (name, _), o in smallest.items()
+            _memory_part(name, o, o.needs[index])
+            for (name, _), o in smallest.items()
+            if o.needs[index]
         )
     else:
-        there = f"{_RECIPE_KEY[limit.name]} leaves {format_bytes(capacity)}"
+        there = f"{_RECIPE_KEY[limit.name]} leaves {format_size(capacity)}"
         parts = ", ".join(
-            f"{name} {format_bytes(o.needs[index])} ({o.offer.quant})"
+            f"{name} {format_size(o.needs[index])} ({o.offer.quant})"
             for (name, _), o in smallest.items()
         )
     return Problem(
-        f"does not fit: even the smallest choices need {format_bytes(used)} of {limit.name}, "
-        f"{there}; {format_bytes(excess)} too much. {parts}",
+        f"does not fit: even the smallest choices need {amount_of(limit.name, used)} of {limit.name}, "
+        f"{there}; {amount_of(limit.name, excess)} too much. {parts}",
         hint=_suggestion(limit, smallest, excess),
+        key=_key(limit, targets),
     )
+
+
+def _key(limit: Limit, targets: Mapping[str, Target]) -> str:
+    """Return the recipe's key that says how much there is."""
+    if not limit.turns:
+        return _RECIPE_KEY[limit.name]
+    table = f"tiers.{limit.tier}" if limit.tier else "target"
+    if limit.name == "RAM":
+        return f"{table}.ram"
+    capped = targets[limit.tier].sources.get("usable_vram_bytes") == CAP_SOURCE
+    return f"{table}.{'max_vram' if capped else 'usable_vram'}"
 
 
 def _memory_part(model: str, option: Option, need: int) -> str:
     offer = option.offer
+    if (
+        need != offer.memory.total_bytes
+    ):  # a part of it: on one of several, or beside the accelerator
+        return f"{model} {format_bytes(need)} ({offer.quant})"
     return (
         f"{model} {format_bytes(need)} ({offer.quant}: weights "
         f"{format_bytes(offer.memory.weights_bytes)}, KV cache "
@@ -112,5 +133,5 @@ def missing(decision: Decision, chosen: Mapping[tuple[str, str], Option]) -> str
     """Say why a combination was not taken: which limit it breaks, and by how much."""
     for limit, excess in decision.broken(decision.used(chosen)):
         where = f" of {limit.tier}" if limit.tier else ""
-        return f"would need {format_bytes(excess)} more {limit.name}{where}"
+        return f"would need {amount_of(limit.name, excess)} more {limit.name}{where}"
     return "costs another model more than it gains"

@@ -20,6 +20,8 @@ _FIELDS = {
     "unified_memory": "unified_memory",
 }
 """Keys of a recipe that stand for one figure of a target as it is."""
+CAP_SOURCE = "the recipe's cap"
+"""Where a figure of VRAM comes from that `max_vram` set."""
 LEAST_VRAM_BYTES = TARGET_LIMITS["usable_vram"][0]
 
 
@@ -160,7 +162,7 @@ def _with_vram(request: TargetRequest, target: Target) -> Target:
         display, sources["display_reserve_bytes"] = request.display_reserve, "the recipe"
         usable = target.nominal_vram_bytes - target.driver_reserve_bytes - display
     if request.max_vram is not None and (usable == 0 or request.max_vram < usable):
-        usable, source = request.max_vram, "the recipe's cap"
+        usable, source = request.max_vram, CAP_SOURCE
     sources["usable_vram_bytes"] = source
     return target.model_copy(
         update={

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence, Set
 from itertools import zip_longest
+from typing import TYPE_CHECKING
 
 from bundler.hardware import Accelerator, Platform, Target
-from bundler.manifest import BundledTier
 from bundler.plan import Offer, Plan, TierPlan
 from bundler.planning.targeting import choose_target
 from bundler.recipe import Recipe
 from bundler.value import digest
+
+if TYPE_CHECKING:
+    from bundler.manifest import BundledTier
 
 Drives = Mapping[Platform, Set[Accelerator]]
 """What a runtime can use beside the processor, by platform."""
@@ -50,6 +53,8 @@ def bundled_tiers(plan: Plan) -> tuple[BundledTier, ...]:
 
 
 def _bundled(tier: TierPlan) -> BundledTier:
+    from bundler.manifest import BundledTier
+
     ram, *accelerators = together(
         (choice.residency == "resident", device_needs(choice.offer, tier.target))
         for choice in tier.choices
@@ -106,15 +111,14 @@ def tier_notes(
     hidden = [
         f"tiers.{name}: no computer will get it, since what it needs is enough for {other}, which "
         f"stands before it; put it first, leave it out, or name it at start"
-        for name, other in never_picked(bundled_tiers(plan))
+        for name, other in never_picked(bundled_tiers(plan) if len(plan.tiers) > 1 else ())
     ]
-    return hidden + [
-        _idle(tier, platform)
+    idle = [
+        (tier, [p for p in platforms if not _may_drive(tier.target.accelerator, p, drives)])
         for tier in plan.tiers
-        for platform in platforms
         if any(choice.offer.gpu_layers for choice in tier.choices)
-        and not _may_drive(tier.target.accelerator, platform, drives)
     ]
+    return hidden + [_idle(tier, where) for tier, where in idle if where]
 
 
 def _may_drive(kind: Accelerator, platform: Platform, drives: Sequence[Drives | None]) -> bool:
@@ -124,7 +128,7 @@ def _may_drive(kind: Accelerator, platform: Platform, drives: Sequence[Drives | 
     return kind in used or bool(kind in _CARDS and used & _CARDS)
 
 
-def _idle(tier: TierPlan, platform: Platform) -> str:
+def _idle(tier: TierPlan, platforms: Sequence[Platform]) -> str:
     kind = tier.target.accelerator
     where = f"tiers.{tier.name}" if tier.name else "target"
     then = (
@@ -132,7 +136,9 @@ def _idle(tier: TierPlan, platform: Platform) -> str:
         if tier.name
         else "models run on the processor there, from main memory, if it has room for them"
     )
-    return f"{where}: none of the recipe's runtimes can use {kind} on {platform}; {then}"
+    return (
+        f"{where}: none of the recipe's runtimes can use {kind} on {' or '.join(platforms)}; {then}"
+    )
 
 
 def never_picked(tiers: Sequence[BundledTier]) -> list[tuple[str, str]]:

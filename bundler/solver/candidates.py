@@ -21,6 +21,8 @@ class Field:
     groups: tuple[tuple[Candidate, ...], ...]
     room: tuple[int, ...]
     """What there is of each tight limit."""
+    kinds: tuple[int, ...]
+    """Which limits of the decision these are."""
     turning: tuple[bool, ...]
     """Whether a limit is memory, which models can take turns in."""
     whole: bool
@@ -40,7 +42,7 @@ def field_of(decision: Decision) -> Field:
         found, complete = _joint(parts, tight, turning)
         groups.append(tuple(found))
         whole = whole and complete
-    return Field(tuple(groups), room, turning, whole)
+    return Field(tuple(groups), room, tuple(tight), turning, whole)
 
 
 def _tight(decision: Decision) -> list[int]:

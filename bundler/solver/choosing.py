@@ -54,21 +54,37 @@ def _together(decision: Decision, parts: Iterable[Solution]) -> Solution:
 
 
 def settle(decision: Decision) -> Settlement | None:
-    """Solve; leave out optional models, the last ones first, before giving up.
+    """Solve; leave out optional models before giving up, and no more of them than needed.
 
-    A machine whose own memory is too small gives up its own; where only what all share is too
-    small, the last machine gives up first.
+    Those for which there is no option at all go first, then the last ones of the recipe. A machine
+    whose own memory is too small gives up its own; where only what all share is too small, the last
+    machine gives up first. What went and turns out to fit beside the rest comes back, in the order
+    of the recipe.
     """
-    left_out: list[tuple[str, str]] = []
-    while True:
-        solution = solve(decision)
-        if solution is not None:
-            return Settlement(solution, decision, tuple(left_out))
-        loser = _first_to_go(decision)
+    left_out = [want for want in decision.wanted if want.optional and not want.options]
+    settled = _without(decision, left_out)
+    solution = solve(settled)
+    while solution is None:
+        loser = _first_to_go(settled)
         if loser is None:
             return None
-        left_out.append(loser.key)
-        decision = decision.without(loser.name, loser.tier)
+        left_out.append(loser)
+        settled = _without(settled, [loser])
+        solution = solve(settled)
+    # The last to go did not fit beside those that stayed: that much is known.
+    for want in [want for want in decision.wanted if want in left_out[:-1] and want.options]:
+        fewer = [other for other in left_out if other is not want]
+        trial = _without(decision, fewer)
+        found = solve(trial)
+        if found is not None:
+            left_out, settled, solution = fewer, trial, found
+    return Settlement(solution, settled, tuple(want.key for want in left_out))
+
+
+def _without(decision: Decision, gone: Iterable[Wanted]) -> Decision:
+    for want in gone:
+        decision = decision.without(want.name, want.tier)
+    return decision
 
 
 def _first_to_go(decision: Decision) -> Wanted | None:

@@ -94,8 +94,10 @@ class Combining:
             del states[_BEAM if index < last - 1 else _BEAM_END :]
         return self._picked(self._finished(states, last))
 
-    def _finished(self, states: Iterable[_State], last: int) -> Iterator[_State]:
-        """Fill each state up with the last two models: pairs that use what is left come first."""
+    def _finished(self, states: Iterable[_State], last: int) -> list[_State]:
+        """Fill states up with the last two models, pairs that use what is left first: the best one."""
+        best: list[_State] = []
+        mark = self._mark - 1
         ends: list[_State] = [self._nothing()]
         for index in range(last, len(self._groups)):
             ends = [self._added(end, choice) for end in ends for choice in self._groups[index]]
@@ -106,13 +108,18 @@ class Combining:
             room = self._capacity[place] - state.sums[place] if state.sums else 0
             end = bisect_right(taken, room)
             for one in ends[max(0, end - _ENDS_TRIED) : end]:
+                if state.damage + one.damage > mark:
+                    continue
                 sums = tuple(map(int.__add__, state.sums, one.sums))
                 turns = tuple(map(max, state.turns, one.turns))
                 if self._fits(sums, turns, tuple(self._capacity)):
                     linked = state.picked
                     for candidate in _in_order(one.picked):
                         linked = _Linked(candidate, linked)
-                    yield _State(state.damage + one.damage, 0.0, sums, turns, linked)
+                    better = _State(state.damage + one.damage, 0.0, sums, turns, linked)
+                    best = [min((*best, better), key=lambda state: (state.damage, state.sums))]
+                    mark = best[0].damage
+        return best
 
     def _added(self, state: _State, choice: _Choice) -> _State:
         return _State(

@@ -66,6 +66,19 @@ def find_bound(
     for kind in kinds:
         if sum(min(c.sums[kind] for c in group) for group in groups) > room[kind]:
             return None
+    # Pricing one limit after the other stops at the edges between two of them, so where nothing is
+    # known yet every limit is once the first to be priced.
+    firsts = kinds if kinds and not any(start) else (0,)
+    return max(
+        (_ascended(groups, room, start, (*kinds[first:], *kinds[:first])) for first in firsts),
+        key=lambda bound: bound.value,
+    )
+
+
+def _ascended(
+    groups: Sequence[Group], room: Sequence[int], start: Sequence[float], kinds: Sequence[int]
+) -> Bound:
+    """Return the bound after pricing the limits in turn."""
     prices = list(start)
     best = Bound(tuple(prices), _value(groups, room, prices))
     for _ in range(ROUNDS):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 from bundler.errors import DoesNotFit
@@ -40,11 +40,17 @@ def find_best(decision: Decision, *, floor: int | None = None) -> Solution | Non
         DoesNotFit: the work allowed was used up before anything was found that fits.
     """
     field = field_of(decision)
+    eased = _eased(decision, field)
+    if eased is not None:
+        found = _of_the_eased(eased)
+        if found is not None and not decision.broken(decision.used(found.chosen)):
+            return found
+        floor = max(floor or 0, found.damage) if found is not None else floor
     if not field.room:
         best: Sequence[Candidate] | None = [group[0] for group in field.groups]
         lowest = None
     else:
-        best, lowest = _Search(field).run()
+        best, lowest = _Search(field, floor or 0).run()
     if best is None and (lowest is not None or not field.whole):
         raise DoesNotFit(
             f"whether anything fits is not known: {MOST_WORK} combinations were looked at",
@@ -63,6 +69,32 @@ def find_best(decision: Decision, *, floor: int | None = None) -> Solution | Non
     )
 
 
+def _eased(decision: Decision, field: Field) -> Decision | None:
+    """Return the decision without the limits that cost nothing at the bound; None when all do cost.
+
+    Most often what is best without them keeps them, and it is found sooner: what differs only in
+    what nobody is short of need not be told apart.
+    """
+    bound = find_bound(field.groups, field.room, (0.0,) * len(field.room))
+    free = [k for k, p in zip(field.kinds, bound.prices, strict=True) if not p] if bound else []
+    if not free or len(free) == len(field.kinds):
+        return None
+    limits = tuple(
+        replace(limit, capacity_bytes=None) if kind in free else limit
+        for kind, limit in enumerate(decision.limits)
+    )
+    return replace(decision, limits=limits)
+
+
+def _of_the_eased(decision: Decision) -> Solution | None:
+    """Return the best of it where that is proved: no choice that keeps more limits is better."""
+    try:
+        found = find_best(decision)
+    except DoesNotFit:
+        return None
+    return found if found is not None and not found.gap else None
+
+
 @dataclass(frozen=True)
 class _Region:
     """Combinations whose turns take from `low` to `high` of each limit."""
@@ -77,8 +109,9 @@ class _Region:
 class _Search:
     """One search. Holds what does not change during it, and the best so far."""
 
-    def __init__(self, field: Field) -> None:
+    def __init__(self, field: Field, floor: int) -> None:
         self._field = field
+        self._floor = floor
         self._kinds = range(len(field.room))
         self._steps = [
             sorted({0, *(c.turns[kind] for group in field.groups for c in group)})
@@ -112,7 +145,7 @@ class _Search:
         return self._best, None
 
     def _lowest(self, region: _Region) -> int:
-        return ceil(region.bound.value - SMALL)
+        return max(self._floor, ceil(region.bound.value - SMALL))
 
     def _parts(self, lowest: int, step: int, region: _Region) -> list[tuple[int, int, _Region]]:
         """Return what is left to do of a region: its halves, or itself from a higher mark on."""

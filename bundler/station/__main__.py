@@ -28,13 +28,15 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         bundle = read_bundle(options.bundle)
         if options.probe:
-            return show_machine(bundle, options)
+            return show_pick(bundle, options) if options.machine else show_machine(bundle, options)
+        if options.machine:
+            _machine(bundle, options)  # Wrong in a bundle for one kind of computer, too.
         return run(bundle, options)
     except StationError as error:
         for problem in error.problems:
             _say(f"error: {problem}")
         if error.hint:
-            _say(f"\nhint: {error.hint}")
+            _say(f"hint: {error.hint}")
         return 2
     except KeyboardInterrupt:
         return 130
@@ -98,6 +100,16 @@ def show_machine(bundle: Bundle, options: argparse.Namespace) -> int:
     return 0
 
 
+def show_pick(bundle: Bundle, options: argparse.Namespace) -> int:
+    """Say which set of models a computer that is described in a file would get; start nothing."""
+    machine = _machine(bundle, options)
+    if pick_tier(bundle, options, _wish(bundle, options)) is None:
+        free = machine.ram_bytes
+        memory = "memory that nobody measured" if free is None else f"{free:,} bytes of free memory"
+        print(f"A computer with {memory} gets the one set of models there is.", flush=True)  # noqa: T201
+    return 0
+
+
 def _machine(bundle: Bundle, options: argparse.Namespace) -> Machine:
     from bundler.station.probe import probe, read_machine
 
@@ -149,7 +161,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--machine", type=Path, metavar="FILE",
-        help="pick the set of models as the computer would that printed FILE with --probe",
+        help="pick the set of models as the computer would that printed FILE with --probe; "
+        "with --probe only say which",
     )  # fmt: skip
     parser.add_argument("--platform", default=this_platform(), help="whose programs to start")
     return parser

@@ -41,6 +41,10 @@ class ModelEntry:
     """Layers to put on an accelerator if there is one; -1 for all, 0 for none."""
     tier: str = ""
     """The tier it belongs to; empty for a model of all tiers."""
+    adapters: tuple[tuple[str, float], ...] = ()
+    """Files of LoRA adapters that are applied to it, each with its scale."""
+    projector: str = ""
+    """File of the projector with which it sees; empty for a model that only reads."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,10 @@ class RuntimeCommand:
     api_key_environment: str = "BUNDLER_MODEL_KEY"
     devices: tuple[str, ...] = ()
     """What lists the accelerators it can use (see `probe`); empty when it can use none."""
+    adapter: tuple[str, ...] = ()
+    """What is added for each LoRA adapter, with `{file}` and `{scale}`."""
+    projector: tuple[str, ...] = ()
+    """What is added for a projector, with `{file}`."""
 
 
 def this_platform() -> str:
@@ -194,6 +202,8 @@ def read_runtime(root: Path, platform: str, name: str) -> RuntimeCommand | None:
         name=name,
         command=reader.texts(document, "command"),
         devices=reader.texts(document, "devices"),
+        adapter=reader.texts(document, "adapter"),
+        projector=reader.texts(document, "projector"),
         environment=reader.variables(document, "environment"),
         health=reader.text(document, "health", default="/health"),
         api_key_environment=reader.text(
@@ -227,6 +237,13 @@ def _model(reader: Reader, where: str, table: Mapping[str, Any]) -> ModelEntry:
         memory_bytes=reader.number(table, "memory_bytes", where, default=0),
         gpu_layers=reader.number(table, "gpu_layers", where, least=-1, default=-1),
         tier=reader.name(table, "tier", where, default=""),
+        adapters=tuple(
+            (reader.path(item, "file", place), reader.fraction(item, "scale", place))
+            for place, item in (
+                (f"{where}.{place}", item) for place, item in reader.tables(table, "adapters")
+            )
+        ),
+        projector=reader.path(table, "projector", where) if "projector" in table else "",
     )
 
 

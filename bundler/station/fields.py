@@ -78,6 +78,14 @@ class Reader:
             self.say(_place(where, key), f"{value!r} is not a path inside the bundle")
         return value
 
+    def fraction(self, table: Mapping[str, Any], key: str, where: str) -> float:
+        """Return a number that need not be whole, 1 where there is none."""
+        value = table.get(key, 1.0)
+        if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e6:
+            self.say(_place(where, key), "expected a number")
+            return 1.0
+        return float(value)
+
     def number(
         self, table: Mapping[str, Any], key: str, where: str, least: int = 0, default: int = 0
     ) -> int:

@@ -186,6 +186,7 @@ class ModelServer:
     async def _spawn(self, attempt: Attempt, endpoint: Endpoint) -> asyncio.subprocess.Process:
         values = self._values(attempt, endpoint)
         command = [expand(part, values) for part in attempt.runtime.command]
+        command += beside(self.entry, attempt.runtime, self.bundle.root)
         environment = {
             **os.environ,
             **{k: expand(v, values) for k, v in attempt.runtime.environment.items()},
@@ -256,6 +257,18 @@ class ModelServer:
 
 def _log_line(line: bytes) -> str:
     return line.decode("utf-8", "replace").rstrip()[:500]
+
+
+def beside(entry: ModelEntry, runtime: RuntimeCommand, root: Path) -> list[str]:
+    """Return the words by which a runtime is given a model's adapters and its projector."""
+    words = []
+    for file, scale in entry.adapters:
+        values = {"file": str(root / file), "scale": str(scale)}
+        words += [expand(part, values) for part in runtime.adapter]
+    if entry.projector:
+        values = {"file": str(root / entry.projector)}
+        words += [expand(part, values) for part in runtime.projector]
+    return words
 
 
 def expand(text: str, values: Mapping[str, str]) -> str:

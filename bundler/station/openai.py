@@ -26,6 +26,9 @@ from bundler.station.streams import EventStream, until_gone
 
 _ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 
+_EMBEDDING = ("embed",)
+_WRITING = ("chat", "code", "draft")
+
 
 class ApiError(Exception):
     """A request that cannot be passed on; becomes an answer in OpenAI's form."""
@@ -75,6 +78,7 @@ class OpenAiApi:
         try:
             body = await _body(request)
             server = self._server(body.get("model"))
+            self._check_does(server, request.url.path)
             if body.get("stream"):
                 return EventStream(self._stream(server, request.url.path, body))
             return await until_gone(request, self._whole(server, request.url.path, body))
@@ -93,6 +97,19 @@ class OpenAiApi:
             text = f"The model '{name[:100]}' does not exist in this bundle. There are: {known}."
             raise ApiError(404, text, param="model", code="model_not_found")
         return self.fleet.servers[name]
+
+    def _check_does(self, server: ModelServer, path: str) -> None:
+        """Refuse what a model is not for: its server would fail in words that help nobody."""
+        roles = _EMBEDDING if path.endswith("/embeddings") else _WRITING
+        if server.entry.role in roles:
+            return
+        able = [name for name, one in self.fleet.servers.items() if one.entry.role in roles]
+        does = "makes no embeddings" if roles is _EMBEDDING else "does not write"
+        text = (
+            f"The model '{server.entry.name}' {does}: its role in this bundle is "
+            f"{server.entry.role}. Models that do: {', '.join(able) or 'none'}."
+        )
+        raise ApiError(400, text, param="model", code="wrong_role")
 
     async def _whole(self, server: ModelServer, path: str, body: dict[str, Any]) -> Response:
         async with server.turn() as ticket:

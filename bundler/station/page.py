@@ -17,6 +17,7 @@ from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
 
 from bundler.station.answering import Answerer, Question
+from bundler.station.checking import KINDS, Checks, Refused
 from bundler.station.configuration import Bundle
 from bundler.station.content import ContentApplication
 from bundler.station.fleet import Fleet
@@ -53,6 +54,7 @@ class Page:
     content: ContentApplication
     shelf: Shelf
     status: StatusLine
+    checks: Checks
     token: str = ""
 
     def application(self) -> Router:
@@ -71,6 +73,9 @@ class Page:
                 Route("/api/open", self.api_open, methods=["GET"]),
                 Route("/api/chat", self.api_chat, methods=["POST"]),
                 Route("/api/render", self.api_render, methods=["POST"]),
+                Route("/api/check", self.api_check, methods=["GET"]),
+                Route("/api/check", self.api_check_start, methods=["POST"]),
+                Route("/api/check/stop", self.api_check_stop, methods=["POST"]),
                 *OpenAiApi(self.fleet).routes(),
             ],
             redirect_slashes=False,
@@ -213,6 +218,28 @@ class Page:
             "corpus_title": one.entry.title,
             "href": read_address(corpus, content.path, *(place or ())),
         }
+
+    async def api_check(self, request: Request) -> Response:
+        """Say how far a check, a repair or a selftest is, or what it found."""
+        return JSONResponse(self.checks.now())
+
+    async def api_check_start(self, request: Request) -> Response:
+        """Begin one."""
+        try:
+            body = await _json(request)
+            if body.get("what") not in KINDS:
+                raise BadRequest(f"what: expected one of {', '.join(KINDS)}.")
+            await self.checks.start(body["what"], confirmed=body.get("confirmed") is True)
+        except BadRequest as error:
+            return plain_answer(400, str(error), path="/api")
+        except Refused as error:
+            return plain_answer(409, str(error), path="/api")
+        return JSONResponse(self.checks.now(), 202)
+
+    async def api_check_stop(self, request: Request) -> Response:
+        """Stop what runs."""
+        await self.checks.cancel()
+        return JSONResponse(self.checks.now())
 
     async def api_chat(self, request: Request) -> Response:
         """Answer a question as a stream of events."""

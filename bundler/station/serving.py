@@ -18,6 +18,7 @@ from anyio.to_thread import run_sync
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from bundler.station.answering import Answerer
+from bundler.station.checking import Checks
 from bundler.station.configuration import Bundle
 from bundler.station.content import ContentApplication
 from bundler.station.fleet import Fleet
@@ -59,6 +60,7 @@ class Station:
     content: ContentApplication
     fleet: Fleet
     library: Library
+    checks: Checks
 
 
 def assemble(
@@ -71,8 +73,10 @@ def assemble(
     content = ContentApplication(library, shelf, origins)
     answerer = Answerer(library, fleet, fleet.first(CHAT_ROLES))
     status = StatusLine(bundle, library, fleet, picked)
-    page = Page(bundle, library, fleet, answerer, content, shelf, status, token)
-    return Station(origins, Guard(page.application(), origins, token), content, fleet, library)
+    checks = Checks(bundle, fleet)
+    page = Page(bundle, library, fleet, answerer, content, shelf, status, checks, token)
+    guard = Guard(page.application(), origins, token)
+    return Station(origins, guard, content, fleet, library, checks)
 
 
 class PatientlessProtocol(H11Protocol):
@@ -176,6 +180,7 @@ async def serve(
             await asyncio.gather(*running)
         finally:
             checking.cancel()
+            await station.checks.cancel()
             await station.fleet.stop()
             for one in sockets:
                 one.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from bundler.station.configuration import Bundle
@@ -116,7 +117,7 @@ class StatusLine:
         return f"{count:,} article{'' if count == 1 else 's'}" if self.library.corpora else ""
 
     def _warnings(self) -> list[str]:
-        if not (self.bundle.root / "station.json").is_file():
+        if not _can_be_read(self.bundle.root / "station.json"):
             return ["The drive with this bundle cannot be read. Put it back in, then start again."]
         return self._about_the_set() + [
             f"{corpus.entry.title}: {corpus.reason}." if corpus.available
@@ -190,3 +191,12 @@ def _mid_sentence(title: str) -> str:
     """Return a title as it stands inside a sentence: `Solar still` → `solar still`, `CPR` as it is."""
     ordinary = title[:1].isupper() and title[1:2].islower() and title[1:] == title[1:].lower()
     return title[0].lower() + title[1:] if ordinary else title
+
+
+def _can_be_read(path: Path) -> bool:
+    """Tell whether a file is there: a drive that was pulled out gives all kinds of errors."""
+    try:
+        with path.open("rb") as stream:
+            return bool(stream.read(1))
+    except OSError:
+        return False

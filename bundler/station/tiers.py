@@ -164,10 +164,7 @@ def judge(tier: TierEntry, machine: Machine) -> Judged:
     unknown = machine.ram_bytes is None
     if tier.accelerator == "none":
         return Judged(tier, *_enough_ram(tier.ram_bytes, machine), unknown=unknown)
-    usable = sorted(
-        (device for device in machine.devices if _serves(tier.accelerator, device.kind)),
-        key=lambda device: -device.free_bytes,
-    )
+    usable = _of_one_backend(tier.accelerator, machine.devices)
     if len(usable) < tier.device_count:
         everything = tier.vram_bytes * tier.device_count + tier.ram_bytes
         in_ram, _ = _enough_ram(everything, machine)
@@ -179,6 +176,22 @@ def judge(tier: TierEntry, machine: Machine) -> Judged:
         return Judged(tier, fits, reason)
     enough, ram_reason = _enough_ram(tier.ram_bytes + shared, machine)
     return Judged(tier, fits and enough, f"{reason}; {ram_reason}", unknown=fits and unknown)
+
+
+def _of_one_backend(wanted: str, devices: Sequence[Device]) -> list[Device]:
+    """Return the devices that can serve, the freest first: those of the backend that has most.
+
+    Two backends list one card twice, and a model is never split between backends.
+    """
+    found: dict[str, list[Device]] = {}
+    for device in devices:
+        if _serves(wanted, device.kind):
+            found.setdefault(device.kind, []).append(device)
+    most = max(
+        found.values(), default=[],
+        key=lambda these: (len(these), these[0].kind == wanted, sum(d.free_bytes for d in these)),
+    )  # fmt: skip
+    return sorted(most, key=lambda device: -device.free_bytes)
 
 
 def _serves(wanted: str, kind: str) -> bool:

@@ -34,10 +34,16 @@ class RunningStation:
 
 
 @contextmanager
-def running_station(bundle: Path, *options: str, port: int = 0) -> Iterator[RunningStation]:
-    """Start a station over `bundle`; end it (politely first) when the block is left."""
+def running_station(
+    bundle: Path, *options: str, port: int = 0, own_programs: bool = False
+) -> Iterator[RunningStation]:
+    """Start a station over `bundle`; end it (politely first) when the block is left.
+
+    With `own_programs` it is the bundle's own start script that starts it.
+    """
     command = [
-        sys.executable, "-m", "bundler.station", "--bundle", str(bundle),
+        *([str(bundle / "start")] if own_programs
+          else [sys.executable, "-m", "bundler.station", "--bundle", str(bundle)]),
         "--port", str(port), "--no-browser", *options,
     ]  # fmt: skip
     process = subprocess.Popen(

@@ -84,7 +84,9 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 def write_folder(weights_by_name: dict[str, Tensor], config: Config, folder: Path) -> None:
     """Write all but the tokenizer; a Llama's output matrix is its embedding, not repeated."""
     tensors = {
-        (name if name.startswith("lm_head") else f"model.{name}"): tensor.detach().to(torch.bfloat16).contiguous()
+        (name if name.startswith("lm_head") else f"model.{name}"): tensor.detach()
+        .to(torch.bfloat16)
+        .contiguous()
         for name, tensor in weights_by_name.items()
     }
     folder.mkdir(parents=True, exist_ok=True)

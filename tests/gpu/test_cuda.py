@@ -100,3 +100,17 @@ def _without_gpu():
         "HIP_VISIBLE_DEVICES": "-1",
     }
     return {**os.environ, **hidden}
+
+
+def test_a_part_of_the_layers_is_proved_as_it_is_planned(tmp_path, accelerator):
+    proof = prove(tmp_path, gpu_layers=2)
+    assert proof.device.offloaded_layers == 2
+    assert proof.settings["gpu_layers"] == 2
+    assert str(proof.settings["layers"]).startswith("CPU 0-2, ")
+
+
+def test_what_is_planned_for_the_cpu_stays_off_the_accelerator(tmp_path, accelerator):
+    proof = prove(tmp_path, gpu_layers=0)
+    assert proof.device.kind == "cpu"
+    assert proof.device.offloaded_layers == 0
+    assert proof.settings["layers"] == f"CPU 0-{MODEL.layers}"

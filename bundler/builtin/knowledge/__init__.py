@@ -21,16 +21,31 @@ For plugins: `build_zim` makes the ZIM of whatever a corpus kind has turned into
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from bundler.builtin.knowledge.folder import FolderCorpus, build_zim, zim_tool
-from bundler.builtin.knowledge.zim import ZimCorpus
 from bundler.hookspecs import CorpusKind, hookimpl
+from bundler.later import exports, later
+
+if TYPE_CHECKING:
+    from bundler.builtin.knowledge.folder import FolderCorpus, build_zim, zim_tool
+    from bundler.builtin.knowledge.zim import ZimCorpus
+
+_PLACES = {
+    "FolderCorpus": "bundler.builtin.knowledge.folder:FolderCorpus",
+    "ZimCorpus": "bundler.builtin.knowledge.zim:ZimCorpus",
+    "build_zim": "bundler.builtin.knowledge.folder:build_zim",
+    "zim_tool": "bundler.builtin.knowledge.folder:zim_tool",
+}
+__getattr__ = exports(_PLACES)
 
 
 @hookimpl
 def bundler_corpora() -> Sequence[CorpusKind]:
     """Give the two kinds we ship: `folder` and `zim`."""
-    return [FolderCorpus(), ZimCorpus()]
+    return [
+        later(_PLACES["FolderCorpus"], name="folder"),
+        later(_PLACES["ZimCorpus"], name="zim"),
+    ]
 
 
 __all__ = ["FolderCorpus", "ZimCorpus", "build_zim", "bundler_corpora", "zim_tool"]

@@ -17,7 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from bundler.builtin.llamacpp import native
-from bundler.builtin.llamacpp.session import Context, Model, open_context, open_model
+from bundler.builtin.llamacpp.session import (
+    Context,
+    Model,
+    adapters_of,
+    open_context,
+    open_model,
+)
 from bundler.builtin.llamacpp.texts import read_text
 from bundler.errors import RecipeError, StepFailed
 
@@ -91,8 +97,17 @@ def time_embedding(
         "sample_prompt": prompt,
         "sample_text": f"{vector.size} numbers: {shown}, …",
         "chat_template": False,
+        "selftest": _selftest(prompt, vector),
     }
     return speed, sample
+
+
+def _selftest(prompt: str, vector: npt.NDArray[np.float32]) -> dict[str, Any] | None:
+    """Return what is asked again at the far end; nothing for a reranker, which gives one number."""
+    length = float(np.linalg.norm(vector))
+    if vector.size < 2 or not length:
+        return None
+    return {"text": prompt, "vector": [round(float(number) / length, 5) for number in vector]}
 
 
 def _passages(text: Path) -> list[str]:
@@ -171,7 +186,10 @@ def _each(
 ) -> list[Vectors]:  # fmt: skip
     gpu = bool(arguments["gpu"])
     part, parts = side.progress
-    with open_model(side.path, gpu=gpu, title=side.title) as model:
+    with open_model(
+        side.path, gpu=gpu, title=side.title, gpu_layers=int(arguments.get("gpu_layers", -1)),
+        adapters=adapters_of(arguments),
+    ) as model:  # fmt: skip
         room = min(int(arguments["window_tokens"]), model.trained_context())
         with open_context(
             model, context_tokens=room, batch_tokens=room, micro_batch_tokens=room,

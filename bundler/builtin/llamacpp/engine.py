@@ -13,7 +13,14 @@ from bundler.errors import PluginError
 from bundler.fingerprint import code_digest
 from bundler.hardware import Target
 from bundler.hookspecs import Task
-from bundler.lock import LockedFile, LockedModel, ModelFacts, Resolution
+from bundler.lock import (
+    AdapterFacts,
+    LockedFile,
+    LockedModel,
+    ModelFacts,
+    ProjectorFacts,
+    Resolution,
+)
 from bundler.plan import Offer
 from bundler.recipe import ModelRequest
 
@@ -50,6 +57,24 @@ class LlamaCppEngine:
         from bundler.builtin.llamacpp.facts import model_facts
 
         return model_facts(resolution, read)
+
+    def adapter_facts(
+        self, resolution: Resolution, read: Callable[[LockedFile, int, int], bytes],
+        base: ModelFacts,
+    ) -> AdapterFacts:  # fmt: skip
+        """Read a LoRA adapter's header and hold it against its model; see `adapter_facts`."""
+        from bundler.builtin.llamacpp.adapter_facts import adapter_facts
+
+        return adapter_facts(resolution, read, base)
+
+    def projector_facts(
+        self, resolution: Resolution, read: Callable[[LockedFile, int, int], bytes],
+        base: ModelFacts,
+    ) -> ProjectorFacts:  # fmt: skip
+        """Read a projector's header and hold it against its model; see `projector`."""
+        from bundler.builtin.llamacpp.projector import projector_facts
+
+        return projector_facts(resolution, read, base)
 
     def offers(
         self,

@@ -22,9 +22,10 @@ from bundler.builtin.llamacpp import native
 from bundler.builtin.llamacpp.divergence import Scores
 from bundler.builtin.llamacpp.session import (
     Context,
+    adapters_of,
     open_context,
     open_model,
-    require_full_offload,
+    require_placement,
 )
 from bundler.builtin.llamacpp.texts import Texts, windows
 from bundler.errors import RecipeError
@@ -40,7 +41,7 @@ def evaluate_job(arguments: Mapping[str, Any], report: Any) -> dict[str, Any]:
     """Child job: return the figures of a `proof.Quality`.
 
     Arguments: model, reference (or none), text, window_tokens, tokens, kv_cache, gpu, scratch,
-    mode ("auto", "lockstep" or "two-pass").
+    gpu_layers, adapters (the reference gets both too), mode ("auto", "lockstep" or "two-pass").
     """
     model_path = Path(arguments["model"])
     reference_path = Path(arguments["reference"]) if arguments.get("reference") else None
@@ -49,7 +50,10 @@ def evaluate_job(arguments: Mapping[str, Any], report: Any) -> dict[str, Any]:
     window = int(arguments["window_tokens"])
     most = max(1, int(arguments["tokens"]) // window)
     gpu = bool(arguments["gpu"])
-    settings = {"kv_cache": arguments["kv_cache"], "gpu": gpu, "window": window}
+    settings = {
+        "kv_cache": arguments["kv_cache"], "gpu": gpu, "window": window,
+        "gpu_layers": int(arguments.get("gpu_layers", -1)), "adapters": adapters_of(arguments),
+    }  # fmt: skip
     scores = Scores()
     if reference_path is None:
         mode = "alone"
@@ -92,9 +96,15 @@ class _Side:
         settings: Mapping[str, Any],
         title: str = "model.gguf",
     ) -> None:
-        self.model = stack.enter_context(open_model(path, gpu=settings["gpu"], title=title))
+        layers = settings["gpu_layers"]
+        self.model = stack.enter_context(
+            open_model(
+                path, gpu=settings["gpu"], title=title, gpu_layers=layers,
+                adapters=settings["adapters"],
+            )
+        )  # fmt: skip
         if settings["gpu"]:
-            require_full_offload(self.model)
+            require_placement(self.model, layers)
         window = settings["window"]
         self.context: Context = stack.enter_context(
             open_context(self.model, context_tokens=window, batch_tokens=window, kv_cache=kv_cache)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from bundler.builtin.llamacpp import native
 from bundler.builtin.llamacpp.chat import TemplateUnusable, render
@@ -21,6 +22,7 @@ _PROMPT_TOKENS = 256
 _SPEED_TOKENS = 32
 _SAMPLE_TOKENS = 48
 _REPEATS = 3
+_SELFTEST_TOKENS = 16
 
 
 def time_generation(
@@ -89,8 +91,13 @@ def sample_text(
         raise StepFailed(
             f"the sample prompt has {len(tokens)} tokens; the context holds {context_tokens}"
         )
-    said = _greedy(model, context, tokens, min(_SAMPLE_TOKENS, room))
+    said, likely = _greedy(model, context, tokens, min(_SAMPLE_TOKENS, room))
     return {
+        "selftest": {
+            "prompt_tokens": tokens,
+            "tokens": [token for token, _ in likely[:_SELFTEST_TOKENS]],
+            "logprobs": [logprob for _, logprob in likely[:_SELFTEST_TOKENS]],
+        },
         "sample_prompt": prompt,
         "sample_text": model.text(said),
         "chat_template": templated,
@@ -103,16 +110,30 @@ def _control_text(model: Model, token: int) -> str:
     return str((raw or b"").decode("utf-8", "replace"))
 
 
-def _greedy(model: Model, context: Context, tokens: list[int], most: int) -> list[int]:
-    """Return at most `most` tokens, each the likeliest, up to the end of the answer."""
+def _greedy(
+    model: Model, context: Context, tokens: list[int], most: int
+) -> tuple[list[int], list[tuple[int, float]]]:
+    """Return at most `most` tokens, each the likeliest, up to the end of the answer.
+
+    And each with its log-probability, the one that ends the answer included.
+    """
     library = native.llama()
     context.clear()
     _feed(context, tokens)
     said: list[int] = []
+    likely: list[tuple[int, float]] = []
     while len(said) < most:
-        token = int(context.logits(1)[0].argmax())
+        logits = context.logits(1)[0]
+        token = int(logits.argmax())
+        likely.append((token, round(_logprob(logits, token), 6)))
         if library.llama_vocab_is_eog(model.vocab_pointer, token):
             break
         said.append(token)
         context.decode([token], start=len(tokens) + len(said) - 1)
-    return said
+    return said, likely
+
+
+def _logprob(logits: npt.NDArray[np.float32], token: int) -> float:
+    exact = logits.astype(np.float64)
+    highest = float(exact.max())
+    return float(exact[token]) - highest - float(np.log(np.exp(exact - highest).sum()))

@@ -21,9 +21,10 @@ from bundler.builtin.llamacpp.nvidia import GpuMeter, gpu_meter
 from bundler.builtin.llamacpp.session import (
     Context,
     Model,
+    adapters_of,
     open_context,
     open_model,
-    require_full_offload,
+    require_placement,
     usable_threads,
 )
 
@@ -35,14 +36,17 @@ _FILL_SECONDS = 60.0
 def measure_job(arguments: Mapping[str, Any], report: Any) -> dict[str, Any]:
     """Child job: load, time, sample and fill; returns device, speed, sample and memory.
 
-    Arguments: model, role, context_tokens, parallel, kv_cache, gpu, prompt.
+    Arguments: model, role, context_tokens, parallel, kv_cache, gpu, gpu_layers, adapters, prompt.
     """
-    gpu = bool(arguments["gpu"])
+    gpu, layers = bool(arguments["gpu"]), int(arguments.get("gpu_layers", -1))
+    adapters = adapters_of(arguments)
     with gpu_meter(wanted=gpu) as meter:
         started = time.perf_counter()
-        with open_model(Path(arguments["model"]), gpu=gpu) as model:
+        with open_model(
+            Path(arguments["model"]), gpu=gpu, gpu_layers=layers, adapters=adapters
+        ) as model:
             if gpu:
-                require_full_offload(model)
+                require_placement(model, layers)
             with open_context(model, **_context_settings(arguments)) as context:
                 load_seconds = time.perf_counter() - started
                 meter.sample()
@@ -93,10 +97,13 @@ def _measured(
             filled = _fill(model, context, context_tokens, users, meter, notes)
     meter.sample()
     buffers, how = memory_by_backend(context)
-    backend_bytes = _on_device({name: b.total for name, b in buffers.items()}, gpu=gpu)
+    held = {name: b.total for name, b in buffers.items()}
+    for name, size in model.adapter_bytes.items():
+        held[name] = held.get(name, 0) + size
+    backend_bytes = _on_device(held, gpu=gpu)
     return {
         "device": {
-            **_device(model, meter),
+            **_device(model, meter, gpu=gpu),
             "peak_memory_bytes": meter.peak_bytes if meter.source else backend_bytes,
             "peak_memory_source": meter.source or "backend",
         },
@@ -106,6 +113,7 @@ def _measured(
         "context_filled": filled,
         "resident_bytes": psutil.Process().memory_info().rss,
         "speed": {**speed, "load_seconds": round(load_seconds, 3)},
+        "layers": layers_by_device(model.layer_devices),
         "threads": usable_threads(model.path),
         "batch_tokens": context.batch_tokens,
         "flash_attention": context.flash_attention(),
@@ -114,8 +122,8 @@ def _measured(
     }
 
 
-def _device(model: Model, meter: GpuMeter) -> dict[str, Any]:
-    found = native.best_devices()
+def _device(model: Model, meter: GpuMeter, *, gpu: bool) -> dict[str, Any]:
+    found = native.best_devices() if gpu else native.processor()
     return {
         "kind": found[0].kind,
         "name": " + ".join(device.description for device in found),
@@ -124,6 +132,17 @@ def _device(model: Model, meter: GpuMeter) -> dict[str, Any]:
         "offloaded_layers": model.layers_offloaded,
         "total_layers": model.layers_total,
     }
+
+
+def layers_by_device(homes: Mapping[int, str]) -> str:
+    """Say in one line where the layers are: `CPU 0-11, CUDA0 12-32`."""
+    runs: list[tuple[str, int, int]] = []
+    for number, device in sorted(homes.items()):
+        if runs and runs[-1][0] == device and runs[-1][2] == number - 1:
+            runs[-1] = (device, runs[-1][1], number)
+        else:
+            runs.append((device, number, number))
+    return ", ".join(f"{d} {a}-{b}" if a < b else f"{d} {a}" for d, a, b in runs)
 
 
 def _on_device(bytes_by_backend: Mapping[str, int], *, gpu: bool) -> int:

@@ -21,17 +21,19 @@ from bundler.builtin.llamacpp.overheads import OVERHEADS, PROMPT_CACHE_BYTES
 from bundler.builtin.llamacpp.placement import (
     Weights,
     layer_homes,
+    place_adapters,
     place_weights,
     placement_of,
     uses_cpu_only,
 )
+from bundler.builtin.llamacpp.projector import Seeing
 from bundler.errors import RecipeError
 from bundler.hardware import Target
 from bundler.lock import ModelFacts
 from bundler.plan import Memory
 
 __all__ = ["NO_CACHE", "OVERHEADS", "Run", "Weights", "model_memory", "output_bytes",
-           "place_weights", "run_memory"]  # fmt: skip
+           "place_weights", "run_memory", "seeing_memory"]  # fmt: skip
 
 
 def model_memory(
@@ -80,12 +82,19 @@ def run_memory(
     """
     reason = why_not(facts)
     placement = placement_of(facts, gpu_layers, target)
+    adapters = place_adapters(facts, run.adapters, gpu_layers=gpu_layers, target=target)
     try:
         buffers = () if reason else compute_buffers(facts, run, placement, types or {})
     except NotDescribed as difference:
         buffers, reason = (), str(difference)
+    if reason and run.adapters:
+        raise RecipeError(
+            f"an adapter can only be planned for a model whose graph is known here: {reason}",
+            hint="merge the adapter into the model's weights, or leave it out",
+        )
     if reason:
         return _asked(facts, weights, run, reason, gpu_layers=gpu_layers, target=target)
+    weights = weights.plus(adapters)
     *on_devices, on_host = buffers
     caches = kv_cache_bytes(facts, run)
     results = output_bytes(facts, run)
@@ -116,6 +125,34 @@ def run_memory(
         + overhead.host_bytes
         + prompt_cache_bytes(facts, run),
         by_device=tuple(sum(share) + overhead.device_bytes for share in shares),
+    )
+
+
+def seeing_memory(memory: Memory, facts: ModelFacts, seen: Seeing, *, on_cpu: bool) -> Memory:
+    """Return a model's memory with that of its projector (`tools/mtmd`).
+
+    It lies on the first accelerator (`ggml_backend_init_by_type`), or with the model on the CPU:
+    the bundle's server asks for that. Beside it stand a picture and the vectors made of it, both
+    while they are made and while they are read.
+    """
+    kept = 2 * 4 * seen.image_tokens * facts.hidden + 2 * 4 * 3 * seen.pixels
+    if on_cpu:
+        return memory.model_copy(
+            update={
+                "weights_bytes": memory.weights_bytes + seen.weights_bytes,
+                "compute_bytes": memory.compute_bytes + seen.compute_bytes,
+                "overhead_bytes": memory.overhead_bytes + kept,
+            }
+        )
+    more = seen.weights_bytes + seen.compute_bytes
+    first, *others = memory.by_device or (0,)
+    return memory.model_copy(
+        update={
+            "weights_bytes": memory.weights_bytes + seen.weights_bytes,
+            "compute_bytes": memory.compute_bytes + seen.compute_bytes,
+            "host_bytes": memory.host_bytes + seen.host_bytes + kept,
+            "by_device": (first + more, *others) if memory.by_device else (),
+        }
     )
 
 

@@ -236,6 +236,11 @@ def best_devices() -> list[NativeDevice]:
     return [device for device in found if device.kind == "cpu"][:1]
 
 
+def processor() -> list[NativeDevice]:
+    """Return the CPU, for what runs there although there is an accelerator."""
+    return [device for device in devices() if device.kind == "cpu"][:1]
+
+
 def build() -> str:
     """Return the version of the binding and llama.cpp's own list of what it was built with."""
     system = llama().llama_print_system_info().decode("utf-8", "replace")
@@ -244,7 +249,11 @@ def build() -> str:
 
 
 def fingerprint() -> str:
-    """Return a digest-backed identity: version, library files, instruction set, accelerators."""
+    """Return a digest-backed identity: version, library files, instruction set, device.
+
+    The device's name is part of it, be it a card or the processor: what is measured on one (speed,
+    memory) says nothing of another, even where the same libraries run on both.
+    """
     hashed = hashlib.sha256()
     for path in sorted(_folder(llama()).iterdir()):
         if not path.is_file() or path.is_symlink():
@@ -253,8 +262,8 @@ def fingerprint() -> str:
             hashed.update(path.name.encode() + b"\0")
             with path.open("rb") as stream:
                 hashed.update(hashlib.file_digest(stream, "sha256").digest())
-    accelerators = sorted(f"{d.kind}:{d.description}" for d in devices() if d.is_gpu)
-    return f"{build()} | {' + '.join(accelerators) or 'no accelerator'} | {hashed.hexdigest()[:16]}"
+    names = sorted(f"{device.kind}:{device.description}" for device in best_devices())
+    return f"{build()} | {' + '.join(names)} | {hashed.hexdigest()[:16]}"
 
 
 # -- jobs ------------------------------------------------------------------------------------------

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from bundler.builtin.llamacpp.companions import input_names
 from bundler.builtin.llamacpp.schemes import UNQUANTIZED
 from bundler.errors import PluginError, RecipeError
 from bundler.lock import LockedModel, Resolution
-from bundler.plan import FileInput, Memory, Step, StepInput
+from bundler.plan import Companion, FileInput, Memory, Offer, Step, StepInput
 from bundler.recipe import ModelRequest
 
 PLUGIN = "engine:llama.cpp"
@@ -148,6 +149,26 @@ def _quantize_step(building: Building) -> Step:
             "quant": building.scheme,
             "allow_fallback": building.request.allow_fallback,
         },
+    )
+
+
+def with_companions(
+    offer: Offer, beside: tuple[Companion, ...], notes: tuple[str, ...], *, on_cpu: bool
+) -> Offer:
+    """Return an offer that is proved as it will run: on its layers, with what goes with it."""
+    *making, prove = offer.steps
+    scales = [one.scale for one in beside if one.kind == "adapter"]
+    parameters = {**prove.parameters, "gpu_layers": 0 if on_cpu else offer.gpu_layers}
+    if scales:
+        parameters["scales"] = scales
+    prove = prove.model_copy(
+        update={
+            "inputs": {**prove.inputs, **input_names(beside)},
+            "parameters": parameters,
+        }
+    )
+    return offer.model_copy(
+        update={"steps": (*making, prove), "companions": beside, "notes": notes}
     )
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
+from bundler.builtin.llamacpp.companions import companions_of, notes_of
 from bundler.builtin.llamacpp.damage import kv_cache_damage, predicted_damage
 from bundler.builtin.llamacpp.memory import NO_CACHE
 from bundler.builtin.llamacpp.offer_steps import (
@@ -14,6 +15,7 @@ from bundler.builtin.llamacpp.offer_steps import (
     making_steps,
     proof_step,
     published_files,
+    with_companions,
 )
 from bundler.builtin.llamacpp.placements import GENERATING, Placed, placed_ways
 from bundler.builtin.llamacpp.schemes import SCHEMES, UNQUANTIZED
@@ -60,17 +62,23 @@ def make_offers(
         DoesNotFit: the recipe asks for more context than the model was made for.
     """
     _check_context(request, model.facts)
-    if model.facts.format == "gguf":
-        return _ready_offers(request, model, target, Texts.of(texts))
-    return _built_offers(request, model, target, Texts.of(texts))
+    ready = model.facts.format == "gguf"
+    offers = (_ready_offers if ready else _built_offers)(request, model, target, Texts.of(texts))
+    beside = companions_of(request, model)
+    placed_on_cpu = target.accelerator == "none"
+    notes = notes_of(request, model)
+    return [with_companions(offer, beside, notes, on_cpu=placed_on_cpu) for offer in offers]
 
 
 def _check_context(request: ModelRequest, facts: ModelFacts) -> None:
     if request.context_tokens > facts.context_tokens:
         raise DoesNotFit(
-            f"{request.source}: the recipe asks for a context of {request.context_tokens} tokens, "
-            f"the model was made for {facts.context_tokens}",
-            hint=f"context_tokens = {facts.context_tokens}, or another model",
+            Problem(
+                f"the recipe asks for a context of {request.context_tokens:,} tokens, "
+                f"{request.source} was made for {facts.context_tokens:,}",
+                hint=f"context_tokens = {facts.context_tokens}, or another model",
+                key="context_tokens",
+            )
         )
 
 
@@ -106,7 +114,7 @@ def _built_offers(
             _built_offer(building, model.facts, texts, way, steps, placed).model_copy(
                 update={"scratch_bytes": scratch_bytes if building.last == "quantize" else 0}
             )
-            for placed in placed_ways(request, model.facts, way.types, caches, target)
+            for placed in placed_ways(request, model, way.types, caches, target)
         ]
     return offers
 
@@ -159,8 +167,9 @@ def _ways(request: ModelRequest, inventory: Inventory) -> list[_Way]:
         elif choice.needs_importance_matrix and not guided:
             problems.append(
                 Problem(
-                    f"{request.source}: llama.cpp makes {scheme} only with an importance matrix",
+                    f"llama.cpp makes {scheme} only with an importance matrix",
                     hint='importance_matrix = "auto", or another scheme',
+                    key="importance_matrix",
                 )
             )
         else:
@@ -185,7 +194,7 @@ def _unknown(name: str) -> Sequence[Problem]:
     try:
         find_scheme(name)
     except BundlerError as error:
-        return error.problems
+        return [replace(problem, key="quant") for problem in error.problems]
     return ()
 
 
@@ -203,10 +212,11 @@ def _fallback_problem(
 ) -> Problem:
     fitting = [name for name in (*AUTO_SCHEMES, "Q5_0", "Q4_0") if _fits_rows(inventory, name)]
     return Problem(
-        f"{request.source}: {scheme} cannot be made of this model: {_rows(choice.fallbacks)} do "
+        f"{scheme} cannot be made of {request.source}: {_rows(choice.fallbacks)} do "
         "not divide into its blocks, and llama.cpp would put other types in their place",
         hint=f"quant that fit its rows: {', '.join([inventory.stored, *fitting])}; or accept "
         "the replacements: allow_fallback = true",
+        key="quant",
     )
 
 
@@ -241,24 +251,27 @@ def _ready_offers(
     files = [file for file in model.resolution.files if file.path.lower().endswith(".gguf")]
     if len(files) > 1 or int(model.facts.extra.get("parts", 1)) > 1:
         raise RecipeError(
-            f"{request.source}: the model is split into {len(files)} GGUF files; only models in "
-            "one file can be taken as they come",
-            hint="join them with llama-gguf-split --merge, or name the safetensors repository",
+            Problem(
+                f"the model is split into {len(files)} GGUF files; only models in one file can be "
+                "taken as they come",
+                hint="join them with llama-gguf-split --merge, or name the safetensors repository",
+                key="source",
+            )
         )
     quant = _ready_scheme(model)
     if request.quant != ("auto",) and quant not in request.quant:
         raise RecipeError(
-            f"{request.source}: the file is {quant}, the recipe asks for "
-            f"{', '.join(request.quant)}",
-            hint='quant = "auto" takes the file as it comes',
+            Problem(
+                f"the file {request.source} is {quant}",
+                hint='quant = "auto" takes the file as it comes',
+                key="quant",
+            )
         )
     types = {tensor.name: tensor.type for tensor in model.facts.tensors}
     file = FileInput(sha256=files[0].sha256, size_bytes=files[0].size_bytes)
     return [
         _ready_offer(request, model, texts, quant, placed, file)
-        for placed in placed_ways(
-            request, model.facts, types, _kv_caches(request, model.facts), target
-        )
+        for placed in placed_ways(request, model, types, _kv_caches(request, model.facts), target)
     ]
 
 
@@ -325,8 +338,11 @@ def _kv_caches(request: ModelRequest, facts: ModelFacts) -> list[str]:
         return ["f16", "q8_0"] if request.role in GENERATING and divides else ["f16"]
     if request.kv_cache != "f16" and not divides:
         raise RecipeError(
-            f"{request.source}: a KV cache of {request.kv_cache} needs heads that are a multiple "
-            f"of {block} wide; this model's are {facts.head_dim_key} and {facts.head_dim_value}",
-            hint='kv_cache = "f16"',
+            Problem(
+                f"a KV cache of {request.kv_cache} needs heads that are a multiple of {block} wide; "
+                f"those of {request.source} are {facts.head_dim_key} and {facts.head_dim_value}",
+                hint='kv_cache = "f16"',
+                key="kv_cache",
+            )
         )
     return [request.kv_cache]

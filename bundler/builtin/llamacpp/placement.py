@@ -7,23 +7,17 @@ As `llama_model::load_tensors` in src/llama-model.cpp of the llama.cpp inside th
 from __future__ import annotations
 
 import functools
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bundler.builtin.llamacpp.graph.backends import CPU, DEVICES, row_padding
 from bundler.builtin.llamacpp.graph.reserve import Placement
-from bundler.builtin.llamacpp.graph.shape import Same, padded
+from bundler.builtin.llamacpp.graph.shape import ThinPairs, padded
+from bundler.builtin.llamacpp.layers import EVERY, FIRST, OUTPUT, TABLE, layers_of, place_of
 from bundler.builtin.llamacpp.types import stored_bytes
 from bundler.hardware import Accelerator, Target
 from bundler.lock import ModelFacts, TensorFact
 
-_BLOCK = re.compile(r"blk\.(\d+)\.")
-# Tensors of the input layer stay on the CPU (`LLM_TENSOR_LAYER_INPUT` in src/llama-arch.cpp).
-_INPUT_LAYER = ("token_embd.", "position_embd.", "token_types.", "per_layer_token_embd.")
-_FIRST_LAYER = ("token_embd_norm.",)
-# These belong to every layer: each backend that has one gets a copy (TENSOR_DUPLICATED).
-_EVERY_LAYER = ("rope_freqs.", "rope_factors_long.", "rope_factors_short.")
 # What ARM's kernels want repacked, in rows of how many (ggml-cpu/repack.cpp): a tied output is then
 # a copy of its own. On x86-64 these types are left as they are.
 _REPACKED_ON_ARM = {"Q4_0": 4, "Q4_K": 8, "Q5_K": 8, "Q6_K": 8, "Q8_0": 4, "IQ4_NL": 4}
@@ -37,6 +31,15 @@ class Weights:
     host_bytes: int
     by_device: tuple[int, ...] = ()
     """The device's bytes, split over the accelerators; empty when there is one at most."""
+
+    def plus(self, other: Weights) -> Weights:
+        """Return the bytes of both, placed on the same target."""
+        shares = zip(self.by_device, other.by_device, strict=True)
+        return Weights(
+            self.device_bytes + other.device_bytes,
+            self.host_bytes + other.host_bytes,
+            tuple(one + more for one, more in shares),
+        )
 
 
 @functools.lru_cache(maxsize=4096)
@@ -78,20 +81,21 @@ def place_weights(
 
     Each tensor is padded to the alignment of its buffer.
     """
-    kinds = tuple(types[tensor.name] for tensor in facts.tensors)
-    sizes = _sizes_by_place(
-        Same(facts), kinds, "none" if uses_cpu_only(gpu_layers, target) else target.accelerator
+    cpu_only = uses_cpu_only(gpu_layers, target)
+    accelerator: Accelerator = "none" if cpu_only else target.accelerator
+    sizes = layers_of(facts).each(
+        types, functools.partial(_padded_sizes, accelerator=accelerator), accelerator
     )
-    if uses_cpu_only(gpu_layers, target):
+    if cpu_only:
         return Weights(
-            0, sum(here for here, _ in sizes.values()) + tied_copy_bytes(facts, types, target)
+            0, sum(here for _, (here, _) in sizes) + tied_copy_bytes(facts, types, target)
         )
     devices = target.device_count
     homes = layer_homes(facts, gpu_layers, devices)
     on_device = [0] * devices
     host = tied_copy_bytes(facts, types, target) if homes[-1] == devices else 0
-    for place, (here, there) in sizes.items():
-        for home in _homes_of(facts, place, homes, devices):
+    for place, (here, there) in sizes:
+        for home in homes_of(facts, place, homes, devices):
             if home == devices:
                 host += here
             else:
@@ -99,65 +103,35 @@ def place_weights(
     return Weights(sum(on_device), host, tuple(on_device) if devices > 1 else ())
 
 
-@functools.lru_cache(maxsize=256)
-def _sizes_by_place(
-    facts: Same[ModelFacts], kinds: tuple[str, ...], accelerator: Accelerator
-) -> dict[int, tuple[int, int]]:
-    """Return the bytes of all tensors of each place, on the CPU and on an accelerator, padded."""
-    found: dict[int, tuple[int, int]] = {}
-    for tensor, kind in zip(facts.value.tensors, kinds, strict=True):
-        place = _place_of(tensor.name)
-        here, there = found.get(place, (0, 0))
-        found[place] = (
-            here + _padded_bytes(kind, tensor.shape, "none"),
-            there + _padded_bytes(kind, tensor.shape, accelerator),
-        )
-    return found
+def _padded_sizes(
+    tensors: Sequence[tuple[TensorFact, str]], accelerator: Accelerator
+) -> tuple[int, int]:
+    """Return the bytes of some tensors on the CPU and on an accelerator, each padded."""
+    return (
+        sum(_padded_bytes(kind, tensor.shape, "none") for tensor, kind in tensors),
+        sum(_padded_bytes(kind, tensor.shape, accelerator) for tensor, kind in tensors),
+    )
 
 
-def tensor_homes(
-    facts: ModelFacts, name: str, homes: tuple[int, ...], devices: int
+def homes_of(
+    facts: ModelFacts, place: int, homes: tuple[int, ...], devices: int
 ) -> tuple[int, ...]:
-    """Return where a tensor lies: once, or twice for embeddings that are the output as well.
+    """Return where a place's tensors lie: once, or twice for embeddings that are the output as well.
 
     A tied output on an accelerator is a second copy: the embedding itself stays on the CPU
     (TENSOR_DUPLICATED).
     """
-    return _homes_of(facts, _place_of(name), homes, devices)
-
-
-def _homes_of(
-    facts: ModelFacts, place: int, homes: tuple[int, ...], devices: int
-) -> tuple[int, ...]:
     if place >= 0:
         return (homes[min(place, len(homes) - 1)],)
-    if place == _FIRST:
+    if place == FIRST:
         return (homes[0],)
-    if place == _EVERY:
+    if place == EVERY:
         return tuple(sorted(set(homes[:-1])))
-    if place == _OUTPUT:
+    if place == OUTPUT:
         return (homes[-1],)
-    if place == _TABLE and facts.tied_embeddings and homes[-1] != devices:
+    if place == TABLE and facts.tied_embeddings and homes[-1] != devices:
         return (devices, homes[-1])
     return (devices,)
-
-
-_MATRIX = 2
-_FIRST, _EVERY, _OUTPUT, _TABLE, _INPUT = -1, -2, -3, -4, -5
-
-
-@functools.lru_cache(maxsize=1 << 16)
-def _place_of(name: str) -> int:
-    """Return a tensor's layer, or one of the places that are no layer."""
-    match = _BLOCK.match(name)
-    if match:
-        return int(match[1])
-    if name == "token_embd.weight":
-        return _TABLE
-    for prefixes, place in ((_FIRST_LAYER, _FIRST), (_EVERY_LAYER, _EVERY), (_INPUT_LAYER, _INPUT)):
-        if name.startswith(prefixes):
-            return place
-    return _OUTPUT
 
 
 def tied_copy_bytes(facts: ModelFacts, types: Mapping[str, str], target: Target) -> int:
@@ -186,17 +160,22 @@ def _size(tensor: TensorFact, types: Mapping[str, str]) -> int:
     return stored_bytes(types[tensor.name], tensor.shape)
 
 
-def adapter_bytes(facts: ModelFacts, rank: int, type_: str = "F16") -> int:
-    """Return the weights of a LoRA adapter on all matrices of all layers (`llama_adapter_lora`).
+def place_adapters(
+    facts: ModelFacts, adapters: Sequence[ThinPairs], *, gpu_layers: int, target: Target
+) -> Weights:
+    """Return where the bytes of adapters lie: each pair beside the matrix that it changes.
 
-    They lie beside the matrices they change; each pair is `rank` rows down and `rank` columns up.
+    `llama_adapter_lora_init_impl` takes the buffer type of the matrix, and that of the first copy
+    where there are two.
     """
-    step = CPU.buffers.alignment
-    total = 0
-    for tensor in facts.tensors:
-        if _place_of(tensor.name) < 0 or len(tensor.shape) != _MATRIX:
-            continue
-        rows, columns = tensor.shape
-        total += padded(stored_bytes(type_, (rank, columns)), step)
-        total += padded(stored_bytes(type_, (rows, rank)), step)
-    return total
+    cpu_only = uses_cpu_only(gpu_layers, target)
+    devices = 0 if cpu_only else target.device_count
+    homes = (0,) * (facts.layers + 1) if cpu_only else layer_homes(facts, gpu_layers, devices)
+    taken = [0] * (devices + 1)
+    for pair in (pair for adapter in adapters for pair in adapter):
+        home = homes_of(facts, place_of(pair.name), homes, devices)[0]
+        accelerator: Accelerator = "none" if home == devices else target.accelerator
+        for type_, sides in ((pair.down_type, pair.down), (pair.up_type, pair.up)):
+            taken[home] += _padded_bytes(type_, sides[::-1], accelerator)
+    *on_device, host = taken
+    return Weights(sum(on_device), host, tuple(on_device) if devices > 1 else ())

@@ -10,21 +10,23 @@ when the recipe gives `min_tokens_per_second` (and the bandwidths are known to j
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from bundler.builtin.llamacpp.companions import adapters_of
 from bundler.builtin.llamacpp.graph.families import why_not
-from bundler.builtin.llamacpp.graph.shape import Run
-from bundler.builtin.llamacpp.memory import run_memory
-from bundler.builtin.llamacpp.placement import Weights, place_weights
+from bundler.builtin.llamacpp.graph.shape import Run, ThinPairs
+from bundler.builtin.llamacpp.memory import run_memory, seeing_memory
+from bundler.builtin.llamacpp.placement import Weights, place_weights, uses_cpu_only
+from bundler.builtin.llamacpp.projector import seeing
 from bundler.builtin.llamacpp.speed import (
     Reading,
     read_cache,
     read_weights,
     tokens_per_second,
 )
-from bundler.errors import Problem, RecipeError
+from bundler.errors import RecipeError
 from bundler.hardware import Target
-from bundler.lock import ModelFacts
+from bundler.lock import LockedModel, LockedProjector, ModelFacts
 from bundler.plan import Memory
 from bundler.recipe import ModelRequest
 
@@ -50,16 +52,17 @@ class Placed:
 
 
 def placed_ways(
-    request: ModelRequest, facts: ModelFacts, types: Mapping[str, str], kv_caches: Sequence[str],
+    request: ModelRequest, model: LockedModel, types: Mapping[str, str], kv_caches: Sequence[str],
     target: Target,
 ) -> Iterator[Placed]:  # fmt: skip
-    """Give each way to run a model whose tensors are of these types.
+    """Give each way to run a model whose tensors are of these types, with what it runs with.
 
     Raises:
         RecipeError: the model cannot be planned on this target.
     """
-    for gpu_layers in _layer_counts(request, facts, target):
-        place = _Place.of(request, facts, types, gpu_layers, target)
+    beside = (adapters_of(model), model.projector)
+    for gpu_layers in _layer_counts(request, model.facts, target):
+        place = _Place.of(request, model.facts, types, gpu_layers, target, beside)
         for kv_cache in kv_caches:
             placed = place.run(kv_cache)
             if gpu_layers == ALL_LAYERS or _is_worth_it(request, placed):
@@ -101,15 +104,18 @@ class _Place:
     weights: Weights
     read: Reading
     """What a token reads of the weights."""
+    adapters: tuple[ThinPairs, ...] = ()
+    projector: LockedProjector | None = None
 
     @classmethod
     def of(
         cls, request: ModelRequest, facts: ModelFacts, types: Mapping[str, str], gpu_layers: int,
         target: Target,
+        beside: tuple[tuple[ThinPairs, ...], LockedProjector | None] = ((), None),
     ) -> _Place:  # fmt: skip
         weights = place_weights(facts, types, gpu_layers=gpu_layers, target=target)
         read = read_weights(facts, types, gpu_layers=gpu_layers, target=target)
-        return cls(request, facts, types, gpu_layers, target, weights, read)
+        return cls(request, facts, types, gpu_layers, target, weights, read, *beside)
 
     def run(self, kv_cache: str) -> Placed:
         """Return what it takes with this cache, and how fast it writes at most."""
@@ -121,6 +127,7 @@ class _Place:
             batch_tokens=micro_batch_tokens(request),
             flash_attention=True,
             embeddings=request.role not in WRITING,
+            adapters=self.adapters,
         )
         speed = 0.0
         if request.role in WRITING:
@@ -132,14 +139,19 @@ class _Place:
         # Types matter to the buffers only where some layers lie elsewhere.
         types = self.types if self.gpu_layers > 0 else None
         try:
-            return run_memory(
+            memory = run_memory(
                 self.facts, self.weights, run, gpu_layers=self.gpu_layers, target=self.target,
                 types=types,
             )  # fmt: skip
         except RecipeError as error:  # whose model it is stands in the recipe
-            source = str(self.request.source)
-            problems = [Problem(p.message, source, p.hint) for p in error.problems]
-            raise RecipeError(problems) from error
+            problems = [replace(p, key="source") for p in error.problems]
+            raise error.with_problems(problems) from error
+        if self.projector is None:
+            return memory
+        on_cpu = uses_cpu_only(self.gpu_layers, self.target)
+        accelerator = "none" if on_cpu else self.target.accelerator
+        seen = seeing(self.projector.facts, accelerator, self.request.context_tokens)
+        return seeing_memory(memory, self.facts, seen, on_cpu=on_cpu)
 
 
 def micro_batch_tokens(request: ModelRequest) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 from bundler.builtin.llamacpp.child import run_child
 from bundler.errors import PluginError, ProofFailed
 from bundler.hookspecs import Task
-from bundler.proof import Device, Proof, Quality, Speed
+from bundler.proof import Device, Proof, Quality, Selftest, Speed
 from bundler.store import hash_file
 from bundler.value import format_bytes, pretty_json
 
@@ -26,7 +26,7 @@ SAMPLE_PROMPTS = {
 }
 _TASK_DEFAULTS: Mapping[str, Any] = {
     "role": "chat", "context_tokens": 4096, "parallel": 1, "kv_cache": "f16", "require": "any",
-    "tokens": 4096, "predicted_memory_bytes": 0,
+    "tokens": 4096, "predicted_memory_bytes": 0, "gpu_layers": -1, "scales": (),
 }  # fmt: skip
 
 
@@ -34,7 +34,9 @@ def prove(task: Task) -> dict[str, Any]:
     """Measure `model.gguf` (against `reference.gguf`, on `heldout.txt`); leaves `proof.json`.
 
     Parameters: role, context_tokens, parallel, kv_cache, require, tokens,
-    predicted_memory_bytes.
+    predicted_memory_bytes, gpu_layers (where the plan places it: -1 for all layers on the
+    accelerator, 0 for the CPU), scales (of the LoRA adapters `adapters/0.gguf`…; both sides of a
+    comparison get them, so that the reference is the unquantized model with its adapters).
 
     Raises:
         ProofFailed: `require` is `gpu` and there is none, or not all layers went there.
@@ -42,7 +44,8 @@ def prove(task: Task) -> dict[str, Any]:
     parameters = {**_TASK_DEFAULTS, **task.parameters}
     if "model.gguf" not in task.inputs:
         raise PluginError("prove needs an input called 'model.gguf'")
-    gpu = _gpu_is_there(task, str(parameters["require"]))
+    there = _gpu_is_there(task, str(parameters["require"]))
+    gpu = there and int(parameters["gpu_layers"]) != 0
     generates = parameters["role"] not in ("embed", "rerank")
     measured = _measure(task, parameters, gpu=gpu)
     notes = list(measured["notes"])
@@ -51,6 +54,7 @@ def prove(task: Task) -> dict[str, Any]:
         quality = _compare(task, parameters, settings, notes, gpu=gpu)
     else:
         cosine = _compare_vectors(task, parameters, settings, notes, gpu=gpu)
+    notes += _placement_note(int(parameters["gpu_layers"]), there=there)
     device = Device(**measured["device"])
     notes += _memory_note(device, int(parameters["predicted_memory_bytes"]))
     proof = Proof(
@@ -64,9 +68,25 @@ def prove(task: Task) -> dict[str, Any]:
         sample_text=measured["sample_text"],
         embedding_cosine_min=cosine,
         notes=tuple(notes),
+        selftest=Selftest(**measured["selftest"]) if measured.get("selftest") else None,
     )
     (task.output / "proof.json").write_text(pretty_json(proof), encoding="utf-8")
     return proof.model_dump(mode="json")
+
+
+def _placement_note(gpu_layers: int, *, there: bool) -> list[str]:
+    """Say so when the proof could not run where the plan places the model."""
+    if there or gpu_layers == 0:
+        return []
+    return ["the plan places it on an accelerator; there is none here, so it was proved on the CPU"]
+
+
+def _adapters(task: Task, parameters: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """Return the paths of the adapters with their scales."""
+    return [
+        (str(task.inputs[f"adapters/{number}.gguf"]), float(scale))
+        for number, scale in enumerate(parameters["scales"])
+    ]
 
 
 def _memory_note(device: Device, predicted_bytes: int) -> list[str]:
@@ -108,6 +128,8 @@ def _measure(task: Task, parameters: Mapping[str, Any], *, gpu: bool) -> dict[st
                 "parallel": parameters["parallel"],
                 "kv_cache": parameters["kv_cache"],
                 "gpu": gpu,
+                "gpu_layers": parameters["gpu_layers"],
+                "adapters": _adapters(task, parameters),
                 "prompt": parameters.get("prompt")
                 or SAMPLE_PROMPTS.get(role, SAMPLE_PROMPTS["chat"]),
             },
@@ -123,7 +145,8 @@ def _settings(
         "context_tokens": int(parameters["context_tokens"]),
         "parallel": int(parameters["parallel"]),
         "kv_cache": str(parameters["kv_cache"]),
-        "gpu_layers": "all" if gpu else "none",
+        "gpu_layers": _said_layers(int(parameters["gpu_layers"])) if gpu else "none",
+        "layers": str(measured["layers"]),
         "flash_attention": bool(measured["flash_attention"]),
         "batch_tokens": int(measured["batch_tokens"]),
         "threads": int(measured["threads"]),
@@ -133,6 +156,10 @@ def _settings(
         "resident_memory_bytes": int(measured["resident_bytes"]),
         "context_filled": bool(measured["context_filled"]),
     }
+
+
+def _said_layers(gpu_layers: int) -> str | int:
+    return "all" if gpu_layers < 0 else gpu_layers
 
 
 def _compare(
@@ -154,6 +181,8 @@ def _compare(
                 "tokens": int(parameters["tokens"]),
                 "kv_cache": parameters["kv_cache"],
                 "gpu": gpu,
+                "gpu_layers": parameters["gpu_layers"],
+                "adapters": _adapters(task, parameters),
                 "scratch": str(_scratch(task)),
             },
             environment=task.world.environment,
@@ -187,6 +216,8 @@ def _compare_vectors(
                 "text": str(task.inputs["heldout.txt"]),
                 "window_tokens": min(WINDOW_TOKENS, int(parameters["context_tokens"])),
                 "gpu": gpu,
+                "gpu_layers": parameters["gpu_layers"],
+                "adapters": _adapters(task, parameters),
             },
             environment=task.world.environment,
             progress=task.progress,

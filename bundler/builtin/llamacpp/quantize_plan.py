@@ -14,7 +14,7 @@ from bundler.builtin.llamacpp import native
 from bundler.builtin.llamacpp.quantizer import Importance, Request, call_quantizer
 from bundler.builtin.llamacpp.schemes import UNQUANTIZED, needs_importance, output_type_wanted
 from bundler.errors import BundlerError, DoesNotFit, Problem, RecipeError, StepFailed, UnsafeInput
-from bundler.value import format_bytes
+from bundler.value import format_size
 from bundler.weights.ggml_types import tensor_bytes
 from bundler.weights.gguf import GgufHeader
 
@@ -193,7 +193,7 @@ def check_space(header: GgufHeader, request: Request, planned: Mapping[str, str]
     free = shutil.disk_usage(request.output.parent).free
     if needed > free:
         raise DoesNotFit(
-            f"{request.scheme.name} makes {format_bytes(needed)}, but only {format_bytes(free)} "
+            f"{request.scheme.name} makes {format_size(needed)}, but only {format_size(free)} "
             "are free on the disk",
             where=str(request.output.parent),
             hint="free some space and run the same command again",

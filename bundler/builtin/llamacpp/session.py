@@ -10,7 +10,7 @@ import contextlib
 import ctypes
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from bundler.builtin.llamacpp import native
 from bundler.errors import ProofFailed, StepFailed, UnsafeInput
 
 _OFFLOADED = re.compile(r"offloaded (\d+)/(\d+) layers to GPU")
+_ASSIGNED = re.compile(r"layer +(\d+) assigned to device (\S+?),")
+_ADAPTER_BUFFER = re.compile(r"(\S+) LoRA buffer size = +([\d.]+) MiB")
 _KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8, "q4_0": 2}  # enum ggml_type
 _FLASH = {"auto": -1, "off": 0, "on": 1}  # enum llama_flash_attn_type
 _BIG_VOCABULARY = 65_536
@@ -54,6 +56,12 @@ class Model:
     log: str
     vocabulary: int = 0
     vocab_pointer: Any = field(default=None, repr=False)
+    layer_devices: dict[int, str] = field(default_factory=dict)
+    """Where llama.cpp says that it put each layer, the output layer last; empty where it does not."""
+    adapters: list[tuple[Any, float]] = field(default_factory=list)
+    """LoRA adapters that every context gets, each with its scale."""
+    adapter_bytes: dict[str, int] = field(default_factory=dict)
+    """What their weights take on each backend."""
 
     def tokens(self, text: str, *, special: bool = False, start: bool = False) -> list[int]:
         """Turn text into token ids; `special` reads control tokens, `start` adds BOS if due."""
@@ -93,20 +101,27 @@ class Model:
         return int(native.llama().llama_model_n_ctx_train(self.pointer))
 
 
+def adapters_of(arguments: Mapping[str, Any]) -> list[tuple[Path, float]]:
+    """Return the adapters that a job's arguments name, each with its scale."""
+    return [(Path(path), float(scale)) for path, scale in arguments.get("adapters") or ()]
+
+
 @contextlib.contextmanager
 def open_model(
-    path: Path, *, gpu: bool, title: str = "model.gguf", **parameters: Any
-) -> Iterator[Model]:
-    """Open a model, all layers on the accelerator when `gpu`, else none.
+    path: Path, *, gpu: bool, title: str = "model.gguf", gpu_layers: int = -1,
+    adapters: Sequence[tuple[Path, float]] = (), **parameters: Any,
+) -> Iterator[Model]:  # fmt: skip
+    """Open a model, all layers (or the last `gpu_layers`) on the accelerator when `gpu`, else none.
 
-    `parameters` are fields of llama_model_params.
+    `adapters` are LoRA adapters with their scales. `parameters` are fields of llama_model_params.
 
     Raises:
-        UnsafeInput: llama.cpp cannot load the file (its reason is given).
+        UnsafeInput: llama.cpp cannot load the file or an adapter (its reason is given).
     """
     library = native.llama()
+    gpu = gpu and gpu_layers != 0
     given = library.llama_model_default_params()
-    given.n_gpu_layers = -1 if gpu else 0
+    given.n_gpu_layers = gpu_layers if gpu else 0
     # Without layers on it llama.cpp would still use an accelerator for large products: an empty
     # list of devices keeps it out.
     no_devices = (ctypes.c_void_p * 1)(None)
@@ -128,20 +143,72 @@ def open_model(
     model.vocabulary = library.llama_vocab_n_tokens(model.vocab_pointer)
     if not total:
         model.layers_total = library.llama_model_n_layer(pointer) + 1
+    model.layer_devices = {int(n): device for n, device in _ASSIGNED.findall(log)}
     try:
+        for adapter, scale in adapters:
+            load_adapter(model, adapter, scale)
         yield model
     finally:
         library.llama_model_free(pointer)
 
 
-def require_full_offload(model: Model) -> None:
-    """Raise ProofFailed unless every layer, the output layer included, is on the accelerator."""
-    if model.layers_offloaded != model.layers_total or model.layers_total == 0:
-        raise ProofFailed(
-            f"only {model.layers_offloaded} of {model.layers_total} layers went to the accelerator",
-            where=model.title,
-            hint="its memory is too small or in use: free it, or plan for a smaller quantization",
+def load_adapter(model: Model, path: Path, scale: float) -> None:
+    """Load a LoRA adapter beside an open model. Raises UnsafeInput."""
+    with native.listening() as said:
+        pointer = native.llama().llama_adapter_lora_init(model.pointer, os.fsencode(path))
+        log = said()
+    if not pointer:
+        if "failed to allocate" in log:
+            raise MemoryError(native.last_errors())
+        raise UnsafeInput(
+            f"llama.cpp cannot load this adapter: {native.last_errors()}", where=path.name
         )
+    model.adapters.append((pointer, scale))  # freed with the model
+    for backend, mebibytes in _ADAPTER_BUFFER.findall(log):
+        name = backend.removesuffix("_Mapped")
+        size = round(float(mebibytes) * 2**20)
+        model.adapter_bytes[name] = model.adapter_bytes.get(name, 0) + size
+
+
+def use_adapters(model: Model, context: Any) -> None:
+    """Apply a model's adapters in a context. Raises StepFailed."""
+    count = len(model.adapters)
+    if not count:
+        return
+    pointers = [ctypes.cast(pointer, ctypes.c_void_p) for pointer, _ in model.adapters]
+    apply = native.symbol(
+        "llama_set_adapters_lora", ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p,
+        ctypes.c_size_t, ctypes.c_void_p,
+    )  # fmt: skip
+    scales = (ctypes.c_float * count)(*(scale for _, scale in model.adapters))
+    code = apply(context, (ctypes.c_void_p * count)(*pointers), count, scales)
+    if code != 0:
+        raise StepFailed(f"llama.cpp did not apply the adapters (code {code})", where=model.title)
+
+
+def require_placement(model: Model, gpu_layers: int = -1) -> None:
+    """Raise ProofFailed unless the layers that should be on the accelerator are, each of them.
+
+    Counted as llama.cpp counts: -1 for all, the output layer included; else that many, the output
+    layer first and then the last ones.
+    """
+    total = model.layers_total
+    wanted = total if gpu_layers < 0 else min(gpu_layers, total)
+    right = total > 0 and model.layers_offloaded == wanted
+    elsewhere = [
+        number
+        for number, device in sorted(model.layer_devices.items())
+        if number >= total - wanted and device == "CPU"
+    ]
+    if right and not elsewhere:
+        return
+    missing = f"; layers {', '.join(map(str, elsewhere))} are on the CPU" if elsewhere else ""
+    raise ProofFailed(
+        f"{model.layers_offloaded} of {total} layers went to the accelerator, the plan puts {wanted} "
+        f"there{missing}",
+        where=model.title,
+        hint="its memory is too small or in use: free it, or plan for a smaller quantization",
+    )
 
 
 class Context:
@@ -247,6 +314,7 @@ def open_context(
         raise StepFailed(f"llama.cpp made no context: {reason}", where=model.title)
     context = Context(model, pointer, batch_tokens, log)
     try:
+        use_adapters(model, pointer)
         yield context
     finally:
         context.close()

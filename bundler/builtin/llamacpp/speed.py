@@ -8,12 +8,14 @@ bound, and is called one wherever it is shown. Proofs measure what is really rea
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from bundler.builtin.llamacpp.caches import kv_cache_bytes
 from bundler.builtin.llamacpp.graph.shape import Run
-from bundler.builtin.llamacpp.placement import layer_homes, tensor_homes, uses_cpu_only
+from bundler.builtin.llamacpp.layers import layers_of
+from bundler.builtin.llamacpp.placement import homes_of, layer_homes, uses_cpu_only
 from bundler.builtin.llamacpp.types import stored_bytes
 from bundler.hardware import Target
 from bundler.lock import ModelFacts, TensorFact
@@ -46,10 +48,9 @@ def read_weights(
     """Return what one token reads of a model's weights, where."""
     homes, devices = _homes(facts, gpu_layers, target)
     taken = {True: 0, False: 0}
-    for tensor in facts.tensors:
+    for place, size in layers_of(facts).each(types, partial(_read_of_all, facts=facts)):
         # A tied embedding lies twice, and is read where the output is.
-        home = tensor_homes(facts, tensor.name, homes, devices)[-1]
-        taken[home == devices] += _read_bytes(facts, tensor, types[tensor.name])
+        taken[homes_of(facts, place, homes, devices)[-1] == devices] += size
     return Reading(device_bytes=taken[False], host_bytes=taken[True])
 
 
@@ -67,6 +68,10 @@ def _homes(facts: ModelFacts, gpu_layers: int, target: Target) -> tuple[tuple[in
     if uses_cpu_only(gpu_layers, target):
         return (0,) * (facts.layers + 1), 0
     return layer_homes(facts, gpu_layers, target.device_count), target.device_count
+
+
+def _read_of_all(tensors: Sequence[tuple[TensorFact, str]], facts: ModelFacts) -> int:
+    return sum(_read_bytes(facts, tensor, kind) for tensor, kind in tensors)
 
 
 def _read_bytes(facts: ModelFacts, tensor: TensorFact, type_name: str) -> int:

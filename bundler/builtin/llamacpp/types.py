@@ -11,9 +11,11 @@ from __future__ import annotations
 import difflib
 import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
+from bundler.builtin.llamacpp.layers import layers_of
 from bundler.builtin.llamacpp.schemes import (
     SCHEMES,
     UNQUANTIZED,
@@ -71,28 +73,23 @@ def choose_types(model: Inventory, scheme: str, has_imatrix: bool) -> TypeChoice
     wanted = find_scheme(scheme)
     state = _State.of(model, wanted, has_imatrix)
     stored = scheme if scheme in UNQUANTIZED else model.stored
-    types: dict[str, str] = {}
+    types = {entry.name: "F32" if entry.exact else stored for entry in model.entries}
     fallbacks: list[TensorFact] = []
-    for entry in model.entries:
-        if scheme in UNQUANTIZED or not entry.quantizable:
-            types[entry.name] = "F32" if entry.exact else stored
-            continue
-        asked = _choose(state, entry)
+    for entry in () if scheme in UNQUANTIZED else model.quantizable:
+        asked = state.settled.get(entry.category) or _choose(state, entry)
         got = types[entry.name] = fitting_type(asked, entry.row_length)
         if got != asked or (got == "Q8_0" and _output_replaced(state, entry)):
             fallbacks.append(entry.fact)
     return TypeChoice(types, tuple(fallbacks), _needs_importance(types, wanted))
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
+class _Entry(NamedTuple):
     """A tensor with what does not depend on the scheme."""
 
     fact: TensorFact
     name: str
     row_length: int
     category: str
-    quantizable: bool
     exact: bool
     """Whether the conversion writes it as F32."""
 
@@ -103,22 +100,33 @@ class Inventory:
 
     facts: ModelFacts
     entries: tuple[_Entry, ...]
+    quantizable: tuple[_Entry, ...]
+    """Those whose type a scheme decides."""
     stored: str
     """What `output_type = "auto"` makes of its matrices."""
+    tied: bool
+    """Whether the embedding is the output as well."""
+    values_total: int
+    """Value (or fused) attention weights."""
 
     @classmethod
     def of(cls, facts: ModelFacts) -> Inventory:
         """Look through a model's tensors."""
         ordered = sorted(facts.tensors, key=lambda tensor: _file_order(tensor.name))
-        return cls(facts, tuple(map(_entry, ordered)), converted_type(facts))
+        entries = tuple(map(_entry, ordered))
+        decided = tuple(entry for entry in entries if quantizable(entry.fact))
+        categories = [entry.category for entry in entries]
+        return cls(
+            facts, entries, decided, converted_type(facts), "output" not in categories,
+            sum(category in _VALUES for category in categories),
+        )  # fmt: skip
 
 
 def _entry(tensor: TensorFact) -> _Entry:
     name = tensor.name
     return _Entry(
-        fact=tensor, name=name, row_length=tensor.shape[-1], category=_category(name),
-        quantizable=quantizable(tensor), exact=_always_exact(tensor),
-    )  # fmt: skip
+        tensor, name, tensor.shape[-1], _category(_unnumbered(name)), _always_exact(tensor)
+    )
 
 
 def _needs_importance(types: Mapping[str, str], scheme: Scheme) -> bool:
@@ -136,13 +144,18 @@ def converted_type(facts: ModelFacts) -> str:
 
 def tensors_bytes(facts: ModelFacts, types: Mapping[str, str]) -> int:
     """Return the bytes of all tensors under `types`, without padding."""
-    return sum(stored_bytes(types[tensor.name], tensor.shape) for tensor in facts.tensors)
+    return sum(size for _, (size, _) in layers_of(facts).each(types, _stored_sizes))
 
 
 def data_section_bytes(facts: ModelFacts, types: Mapping[str, str]) -> int:
     """Return the size of a GGUF file's data section: each tensor padded to 32 bytes."""
-    sizes = (stored_bytes(types[tensor.name], tensor.shape) for tensor in facts.tensors)
-    return sum((size + 31) // 32 * 32 for size in sizes)
+    return sum(size for _, (_, size) in layers_of(facts).each(types, _stored_sizes))
+
+
+def _stored_sizes(tensors: Sequence[tuple[TensorFact, str]]) -> tuple[int, int]:
+    """Return the bytes of some tensors without padding, and padded to 32 bytes each."""
+    sizes = [stored_bytes(kind, tensor.shape) for tensor, kind in tensors]
+    return sum(sizes), sum((size + 31) // 32 * 32 for size in sizes)
 
 
 stored_bytes = functools.lru_cache(maxsize=1 << 14)(tensor_bytes)
@@ -168,10 +181,10 @@ _LEFT_ALONE_WHOLE = ("position_embd.weight", "token_types.weight")
 
 def quantizable(tensor: TensorFact) -> bool:
     """Tell whether llama.cpp quantizes this tensor (`tensor_allows_quantization`)."""
-    return _quantizable_name(tensor.name) and _dimensions(tensor.shape) >= 2
+    return _quantizable_name(_unnumbered(tensor.name)) and _dimensions(tensor.shape) >= 2
 
 
-@functools.lru_cache(maxsize=1 << 16)
+@functools.lru_cache(maxsize=1 << 12)
 def _quantizable_name(name: str) -> bool:
     return (
         name.endswith("weight")
@@ -199,6 +212,7 @@ def _always_exact(tensor: TensorFact) -> bool:
     )
 
 
+@functools.lru_cache(maxsize=1 << 12)
 def fitting_type(asked: str, row_length: int) -> str:
     """Return the type llama.cpp stores rows of this length as (`tensor_type_fallback`)."""
     if row_length % BY_NAME[asked].block_values == 0:
@@ -230,18 +244,18 @@ _BLOCK = re.compile(r"blk\.(\d+)\.")
 _SEVENTY_B = ("llama", "qwen2", "deci", "olmo")
 
 
-# Names repeat over schemes and models: what depends on them alone is remembered.
-_remember = functools.lru_cache(maxsize=1 << 16)
+def _unnumbered(name: str) -> str:
+    """Return a name without its layer's number: the same for all layers, so it is worth remembering."""
+    return "blk." + name.partition(".")[2].partition(".")[2] if name.startswith("blk.") else name
 
 
-@_remember
 def _file_order(name: str) -> tuple[int, str]:
     """Sort as llama.cpp's `weight_name_comparer`: by layer, then by name."""
     match = _BLOCK.match(name)
     return (int(match[1]) if match else -1, name)
 
 
-@_remember
+@functools.lru_cache(maxsize=1 << 12)
 def _category(name: str) -> str:
     if name == "output.weight":
         return "output"
@@ -266,11 +280,12 @@ class _State:
     tied: bool
     values_total: int
     seen: dict[str, int] = field(default_factory=dict)
+    settled: dict[str, str] = field(default_factory=dict)
+    """Category → type, where that is the same for every tensor of it."""
 
     @classmethod
     def of(cls, model: Inventory, scheme: Scheme, has_imatrix: bool) -> _State:
         facts = model.facts
-        categories = [entry.category for entry in model.entries]
         kv_heads = facts.kv_heads[0] if facts.kv_heads else 0
         return cls(
             scheme=scheme.name,
@@ -281,8 +296,8 @@ class _State:
             experts=facts.experts,
             is_70b=_is_70b(facts, kv_heads),
             has_imatrix=has_imatrix,
-            tied="output" not in categories,
-            values_total=sum(category in _VALUES for category in categories),
+            tied=model.tied,
+            values_total=model.values_total,
         )
 
     def count(self, what: str) -> int:
@@ -322,9 +337,13 @@ def _choose(state: _State, tensor: _Entry) -> str:
     if category in _VALUES:
         return _value_type(state)
     chooser = _CHOOSERS.get(category)
-    return chooser(state, tensor.name) if chooser else state.base
+    found = chooser(state, tensor.name) if chooser else state.base
+    if category not in _BY_LAYER and state.scheme != "IQ3_XS":  # which tells layers apart in more
+        state.settled[category] = found
+    return found
 
 
+_BY_LAYER = ("ffn_down",)
 _TINY = ("IQ2_XXS", "IQ2_XS", "IQ1_S", "IQ2_S", "IQ2_M", "IQ1_M")
 _EMBEDDING_TYPES = {
     **dict.fromkeys(("IQ2_XXS", "IQ2_XS", "IQ1_S", "IQ1_M"), "Q2_K"),

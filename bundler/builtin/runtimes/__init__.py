@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from bundler.builtin.runtimes.pypi import PypiSource
-from bundler.builtin.runtimes.xllamacpp import XllamacppRuntime
+from typing import get_args
+
+from bundler.builtin.runtimes.packages import ACCELERATORS, COMPANIONS
+from bundler.hardware import Platform
 from bundler.hookspecs import Runtime, Source, hookimpl
+from bundler.later import later
 
 
 @hookimpl
 def bundler_runtimes() -> list[Runtime]:
     """Give the runtimes that ship with bundler."""
-    return [XllamacppRuntime()]
+    return [
+        later(
+            "bundler.builtin.runtimes.xllamacpp:XllamacppRuntime",
+            name="xllamacpp",
+            formats=frozenset({"gguf"}),
+            platforms=frozenset(get_args(Platform)),
+            accelerators=ACCELERATORS,
+            companions=COMPANIONS,
+        )
+    ]
 
 
 @hookimpl
 def bundler_sources() -> list[Source]:
     """Give the source that runtimes' wheels come from."""
-    return [PypiSource()]
+    return [later("bundler.builtin.runtimes.pypi:PypiSource", name="pypi")]

@@ -119,7 +119,7 @@ def _open_wheel(
     wheel: WheelAddress, start: int, end: int | None, world: World
 ) -> Iterator[ByteStream]:
     if world.offline:
-        raise SourceError("no connection may be opened", where=wheel.file)
+        raise SourceError("cannot be fetched: no connection may be opened", where=wheel.file)
     with world.store.scratch() as scratch:
         path = _downloaded(wheel, scratch, world)
         size = path.stat().st_size

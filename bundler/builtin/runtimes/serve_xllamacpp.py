@@ -4,6 +4,7 @@ Started by the station as a child, once for each model, with nothing but the bun
 
     python serve_xllamacpp.py --model FILE --port PORT --context-tokens N --parallel N
         --kv-cache f16|q8_0|q4_0 --role chat|code|draft|embed|rerank --gpu-layers N --threads N
+        [--adapter SCALE:FILE]… [--projector FILE]
 
     python serve_xllamacpp.py --list-devices
 
@@ -21,6 +22,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
+import math
 import os
 import platform
 import sys
@@ -40,6 +42,15 @@ ALL_LAYERS = 9999
 # Old prompts kept in main memory so that a conversation need not be read anew; llama.cpp's own
 # default of 8 GiB would push the models themselves out of a small machine.
 PROMPT_CACHE_MIB = 256
+# Of one image; llama.cpp's own limit for those projectors that take images of any size.
+MOST_IMAGE_TOKENS = 4096
+# A model that is planned for main memory must not take any of a card's: llama.cpp would reserve
+# buffers of hundreds of MiB there, and each process some more, without a single layer on it.
+HIDDEN_ACCELERATORS = {
+    "CUDA_VISIBLE_DEVICES": "",
+    "HIP_VISIBLE_DEVICES": "",
+    "GGML_VK_VISIBLE_DEVICES": "",
+}
 
 
 def fail(code: int, message: str, hint: str) -> NoReturn:
@@ -56,8 +67,10 @@ def main(words: Sequence[str] | None = None) -> NoReturn:
     key = os.environ.pop(KEY, "")
     if len(key) < 16:
         fail(WRONG_USE, f"{KEY} holds no key of 16 characters or more", "the station sets it")
-    if not Path(wish.model).is_file():
-        fail(WRONG_MODEL, f"{wish.model}: not there", "verify the bundle: a file is missing")
+    files = [wish.model, *(file for _, file in wish.adapter), *filter(None, [wish.projector])]
+    for file in files:
+        if not Path(file).is_file():
+            fail(WRONG_MODEL, f"{file}: not there", "verify the bundle: a file is missing")
     missing = missing_processor_features()
     if missing:
         fail(
@@ -117,7 +130,17 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--role", choices=ROLES, default="chat")
     parser.add_argument("--gpu-layers", type=number(-1, ALL_LAYERS), default=-1)
     parser.add_argument("--threads", type=number(0, 1024), default=0)
+    parser.add_argument("--adapter", type=adapter, action="append", default=[])
+    parser.add_argument("--projector", default="")
     return parser.parse_args(words)
+
+
+def adapter(text: str) -> tuple[float, str]:
+    """Return the scale and the file of a LoRA adapter."""
+    scale, colon, file = text.partition(":")
+    if not colon or not file or not math.isfinite(float(scale)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not SCALE:FILE")
+    return float(scale), file
 
 
 def number(least: int, most: int) -> Callable[[str], int]:
@@ -193,6 +216,8 @@ def _wait_windows(process: int) -> None:
 def serve(wish: argparse.Namespace, key: str) -> NoReturn:
     """Load the model and serve it for good."""
     sys.path.insert(0, str(Path(__file__).resolve().parent / "site"))
+    if wish.gpu_layers == 0:
+        os.environ.update(HIDDEN_ACCELERATORS)
     import xllamacpp
 
     try:
@@ -223,11 +248,23 @@ def parameters(xllamacpp: Any, wish: argparse.Namespace, key: str) -> Any:
     given.n_parallel = wish.parallel
     given.n_predict = wish.context_tokens
     given.n_gpu_layers = ALL_LAYERS if wish.gpu_layers < 0 else wish.gpu_layers
+    # Metal cannot be hidden; it then computes nothing, so that it needs no buffers either.
+    given.no_op_offload = given.no_kv_offload = wish.gpu_layers == 0
     given.cache_ram_mib = PROMPT_CACHE_MIB
+    # Copies of a sliding window's or a recurrent state that no plan knows of: up to 32 for each user.
+    given.n_ctx_checkpoints = 0
     kind = getattr(xllamacpp.ggml_type, f"GGML_TYPE_{wish.kv_cache.upper()}")
     given.cache_type_k = given.cache_type_v = kind
     if wish.threads:
         given.cpuparams.n_threads = given.cpuparams_batch.n_threads = wish.threads
+    given.lora_adapters = [
+        xllamacpp.CommonAdapterLoraInfo(file, scale) for scale, file in wish.adapter
+    ]
+    if wish.projector:
+        given.mmproj.path = wish.projector
+        given.mmproj_use_gpu = wish.gpu_layers != 0
+        # As it was planned: what computing takes grows with the square of an image's tokens.
+        given.image_max_tokens = min(MOST_IMAGE_TOKENS, wish.context_tokens // 2)
     if wish.role in ("embed", "rerank"):
         given.embedding = True
         # A text that is embedded must fit into one batch.

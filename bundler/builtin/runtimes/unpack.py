@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 
 from bundler.errors import UnsafeInput
-from bundler.value import check_relative_path, format_bytes
+from bundler.value import check_relative_path, format_size
 
 _BLOCK = 1 << 20
 _LINKS_DEEP = 8
@@ -66,7 +66,7 @@ class _Target:
             while block := stream.read(_BLOCK):
                 self.left_bytes -= len(block)
                 if self.left_bytes < 0:
-                    self.refuse(f"holds more than {format_bytes(self.bounds.total_bytes)}")
+                    self.refuse(f"holds more than {format_size(self.bounds.total_bytes)}")
                 output.write(block)
         if executable:
             target.chmod(0o755)
@@ -134,7 +134,7 @@ def _unpack_zip(target: _Target, select: Select) -> None:
             if entry.flag_bits & 0x1:
                 target.refuse(f"{entry.filename!r} is encrypted")
             if entry.file_size > target.left_bytes:
-                target.refuse(f"holds more than {format_bytes(target.bounds.total_bytes)}")
+                target.refuse(f"holds more than {format_size(target.bounds.total_bytes)}")
             with source.open(entry) as stream:
                 target.write(path, stream, executable=bool(mode & 0o100))
 

@@ -21,7 +21,7 @@ from bundler.builtin.runtimes import elf, licences
 from bundler.builtin.runtimes.installed import copy_packages, installed_packages
 from bundler.builtin.runtimes.launcher import version_of
 from bundler.builtin.runtimes.licences import copy_common_texts, write_sources_note
-from bundler.builtin.runtimes.packages import PACKAGES
+from bundler.builtin.runtimes.packages import ACCELERATORS, COMPANIONS, PACKAGES
 from bundler.builtin.runtimes.pinned import PYTHON_RELEASE, PYTHON_VERSION, locked_files
 from bundler.builtin.runtimes.portable_python import (
     Interpreter,
@@ -50,6 +50,8 @@ DESCRIPTION = {
         "--kv-cache", "{kv_cache}", "--role", "{role}", "--gpu-layers", "{gpu_layers}",
         "--threads", "{threads}",
     ],
+    "adapter": ["--adapter", "{scale}:{file}"],
+    "projector": ["--projector", "{file}"],
     "devices": ["{python}", "{runtime}/serve_xllamacpp.py", "--list-devices"],
     "environment": {},
     "health": "/health",
@@ -71,11 +73,9 @@ class XllamacppRuntime:
 
     name = "xllamacpp"
     formats: frozenset[str] = frozenset({"gguf"})
+    companions = COMPANIONS
     platforms: frozenset[Platform] = frozenset(get_args(Platform))
-    # The wheels of the package index: Metal in those for macOS, the processor alone in the others.
-    accelerators: Mapping[Platform, frozenset[Accelerator]] = {
-        "macos-arm64": frozenset({"metal"}), "macos-x86_64": frozenset({"metal"}),
-    }  # fmt: skip
+    accelerators: Mapping[Platform, frozenset[Accelerator]] = ACCELERATORS
 
     def tool(self) -> str:
         """Fingerprint of what shapes the copy; what is copied is the lock's revision."""
@@ -233,4 +233,5 @@ def executables(folder: Path) -> list[str]:
     programs = [folder / "station", *(folder / "python" / "bin").glob("*")]
     programs += (folder / "python" / "libexec").glob("*")
     programs += (folder / "python" / "glibc").glob("ld-*")
+    programs.append(folder / "site" / "par2" / "binaries" / "par2")
     return sorted(path.relative_to(folder).as_posix() for path in programs if path.is_file())

@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path, PurePosixPath
 
 from bundler.builtin.sources.naming import MOST_FILES, check_names, included
-from bundler.errors import DamagedError, Problem, SourceError, UnsafeInput
+from bundler.errors import DamagedError, Problem, RecipeError, SourceError, UnsafeInput
 from bundler.events import Progress
 from bundler.hookspecs import ByteStream
 from bundler.lock import LockedFile, Resolution
@@ -31,6 +31,8 @@ class PathSource:
     """Files that are here already."""
 
     name = "path"
+    is_local = True
+    """Its files are whoever's who wrote the recipe: one that changed makes the lock stale."""
 
     def resolve(self, reference: SourceReference, world: World) -> Resolution:
         """Hash the file, or every file of the folder that is not hidden and is included."""
@@ -39,10 +41,10 @@ class PathSource:
             real = root.resolve(strict=True)
             kind = real.stat().st_mode
         except (OSError, RuntimeError, ValueError) as error:
-            raise SourceError(
-                f"{reference.locator} is not there",
+            raise RecipeError(
+                f"there is no file or folder {reference.locator}",
                 where=str(reference),
-                hint=f"a relative path starts at the recipe's folder, {world.folder}",
+                hint=f"a path starts at the recipe's folder: {world.folder.resolve()}",
             ) from error
         if stat.S_ISDIR(kind):
             base, files = real, _folder(real, reference)

@@ -24,6 +24,8 @@ class ShippedSource:
     """Serves the texts in `bundler/texts`."""
 
     name = "shipped"
+    is_local = True
+    """A text that another version of bundler ships makes the lock stale."""
 
     def resolve(self, reference: SourceReference, world: World) -> Resolution:
         """Return one text as it is in this version of bundler.

@@ -16,7 +16,7 @@ from bundler.builtin.llamacpp.convert.fields import Fields, model_fields
 from bundler.builtin.llamacpp.convert.metadata import general_fields
 from bundler.builtin.llamacpp.convert.tensors import OutputTensor, count_values, main_type
 from bundler.errors import DoesNotFit, UnsafeInput
-from bundler.value import format_bytes
+from bundler.value import format_size
 from bundler.weights import encode_header, field
 
 Progress = Callable[[int, int, str], None]
@@ -108,7 +108,7 @@ def _write(
     free = shutil.disk_usage(output.parent).free
     if free < total:
         raise DoesNotFit(
-            f"the converted model needs {format_bytes(total)}, the disk has {format_bytes(free)}",
+            f"the converted model needs {format_size(total)}, the disk has {format_size(free)}",
             where=str(output.parent), hint="free some space, or put the store on another disk",
         )  # fmt: skip
     partial = output.with_name(output.name + ".partial")

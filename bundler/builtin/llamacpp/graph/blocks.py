@@ -77,7 +77,7 @@ class Blocks(Attending):
         return self._expert(layer, "ffn_down_exps", found, chosen)
 
     def _expert(self, layer: int, name: str, source: Tensor, chosen: Tensor) -> Tensor:
-        found = ggml.expert_product(self.needed(layer, f"{name}.weight"), source, chosen)
+        found = self.adapted_experts(self.needed(layer, f"{name}.weight"), source, chosen)
         bias = self.weight(layer, f"{name}.bias")
         return found if bias is None else like("ADD_ID", found, bias, chosen)
 

@@ -11,7 +11,7 @@ from bundler.builtin.llamacpp.graph.heads import add_logits, pool
 from bundler.builtin.llamacpp.graph.mixtures import deepseek, gpt_oss
 from bundler.builtin.llamacpp.graph.recurrent import granite_hybrid
 from bundler.builtin.llamacpp.graph.shape import hyperparameters, slides
-from bundler.builtin.llamacpp.graph.tensors import Tensor, like, product
+from bundler.builtin.llamacpp.graph.tensors import Tensor, like
 from bundler.lock import ModelFacts
 
 Builder = Callable[[Blocks], None]
@@ -107,7 +107,7 @@ class Decoder:
         found = blocks.experts(layer, source, sums_to_one=self.expert_weights_sum_to_one)
         if not self.shared_expert:
             return found
-        gate = product(blocks.needed(layer, "ffn_gate_inp_shexp.weight"), source)
+        gate = blocks.adapted(blocks.needed(layer, "ffn_gate_inp_shexp.weight"), source)
         share = like("DIV", like("UNARY", gate), gate)
         return like("ADD", found, like("MUL", blocks.feed_forward(layer, source, "_shexp"), share))
 

@@ -12,14 +12,19 @@ _SOFTMAXED = ("qwen3", "qwen3vl")
 
 
 def add_logits(
-    blocks: Blocks, state: Tensor, *, capped: bool = False, scaled: bool = False
+    blocks: Blocks,
+    state: Tensor,
+    *,
+    capped: bool = False,
+    scaled: bool = False,
+    adapted: bool = True,
 ) -> None:
     """Put the output matrix behind the normed state; both are kept until the end."""
     home = blocks.homes[-1]
     state.is_output = True
     table = blocks.outside("output.weight", home) or blocks.outside("token_embd.weight", home)
     assert table is not None  # the embeddings are there: `embeddings` has read them
-    logits = product(table, state)
+    logits = blocks.adapted(table, state) if adapted else product(table, state)
     bias = blocks.outside("output.bias", home)
     if bias is not None:
         logits = like("ADD", logits, bias)

@@ -63,7 +63,8 @@ def deepseek(blocks: Blocks) -> None:
         added = like("ADD", found, state)
         found = blocks.norm(added, blocks.needed(layer, "ffn_norm.weight"))
         state = like("ADD", _mixed(blocks, layer, found), added)
-    add_logits(blocks, blocks.norm(state, blocks.outside("output_norm.weight", blocks.homes[-1])))
+    normed = blocks.norm(state, blocks.outside("output_norm.weight", blocks.homes[-1]))
+    add_logits(blocks, normed, adapted=False)
 
 
 def _mixed(blocks: Blocks, layer: int, source: Tensor) -> Tensor:

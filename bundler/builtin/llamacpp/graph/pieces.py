@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bundler.builtin.llamacpp.graph import tensors as ggml
-from bundler.builtin.llamacpp.graph.shape import KV_TYPES, Model, Run, Site, sliding_cells
-from bundler.builtin.llamacpp.graph.tensors import Graph, Tensor, given, like, product, weight
+from bundler.builtin.llamacpp.graph.shape import (
+    KV_TYPES,
+    Model,
+    Run,
+    Site,
+    ThinPair,
+    sliding_cells,
+)
+from bundler.builtin.llamacpp.graph.tensors import (
+    Graph,
+    Tensor,
+    given,
+    held,
+    like,
+    product,
+    weight,
+)
 
 _QUANTIZED = ("Q8_0", "Q4_0")
 ROTATION_STEP = 64
@@ -46,6 +62,11 @@ class Pieces:
         self.cache_type = KV_TYPES[run.kv_cache]
         self.used: set[str] = set()
         self._outside: dict[tuple[str, int], Tensor] = {}
+        self._thin: dict[str, list[ThinPair]] = {}
+        self._applied: set[str] = set()
+        for adapter in run.adapters:
+            for pair in adapter:
+                self._thin.setdefault(pair.name, []).append(pair)
 
     def check_all_used(self) -> None:
         """Raise NotDescribed for tensors that the graph has no place for: it is another graph then."""
@@ -53,6 +74,10 @@ class Pieces:
             left = [name for name in self.weights.layers[layer] if name not in self.used]
             if left:
                 raise NotDescribed(f"it has blk.{layer}.{left[0]}, which is not known here")
+        built = tuple(f"blk.{layer}." for layer in self.layers)
+        for name in self._thin.keys() - self._applied:
+            if name.startswith(built) or not name.startswith("blk."):
+                raise NotDescribed(f"llama.cpp applies no adapter to its {name}")
 
     # -- weights -----------------------------------------------------------------------------------
 
@@ -95,6 +120,9 @@ class Pieces:
         tokens = given("I32", self.tokens, name="inp_tokens")
         vectors = given("F32", table.ne[0], self.tokens, name="inp_embd")
         found = ggml.get_rows(table, tokens)
+        for down, up in self.thin(table):
+            change = like("SCALE", product(up, ggml.get_rows(down, tokens)))
+            found = like("ADD", found, change)
         self.graph.expand(found)
         self.graph.expand(vectors)
         return found
@@ -156,13 +184,29 @@ class Pieces:
     def adapted(self, matrix: Tensor, source: Tensor) -> Tensor:
         """`build_lora_mm`: a product, with that of an adapter's two thin matrices added to it."""
         found = product(matrix, source)
-        rank = self.run.adapter_rank
-        if not rank:
-            return found
-        down = weight("F16", matrix.ne[0], rank, backend=matrix.held_on, name="lora_a")
-        up = weight("F16", rank, matrix.ne[1], backend=matrix.held_on, name="lora_b")
-        change = like("SCALE", product(up, product(down, source)))
-        return like("ADD", found, change)
+        for down, up in self.thin(matrix):
+            change = like("SCALE", product(up, product(down, source)))
+            found = like("ADD", found, change)
+        return found
+
+    def adapted_experts(self, matrices: Tensor, source: Tensor, chosen: Tensor) -> Tensor:
+        """`build_lora_mm_id`: the same for the chosen experts' products."""
+        found = ggml.expert_product(matrices, source, chosen)
+        for down, up in self.thin(matrices):
+            change = ggml.expert_product(up, ggml.expert_product(down, source, chosen), chosen)
+            found = like("ADD", found, like("SCALE", change))
+        return found
+
+    def thin(self, matrix: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Give the pairs that adapters have for a matrix; they lie beside it.
+
+        Their buffers are not marked as weights: they do not draw work to where they lie.
+        """
+        self._applied.add(matrix.name)
+        for pair in self._thin.get(matrix.name, ()):
+            home = matrix.held_on
+            down = held(pair.down_type, *pair.down, backend=home, name=f"{pair.name}.lora_a")
+            yield down, held(pair.up_type, *pair.up, backend=home, name=f"{pair.name}.lora_b")
 
     def dense(self, layer: int, name: str, source: Tensor) -> Tensor:
         """A matrix with its bias, if there is one."""

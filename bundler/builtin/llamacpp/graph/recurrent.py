@@ -12,7 +12,7 @@ from bundler.builtin.llamacpp.graph import tensors as ggml
 from bundler.builtin.llamacpp.graph.blocks import Blocks
 from bundler.builtin.llamacpp.graph.heads import add_logits
 from bundler.builtin.llamacpp.graph.shape import StateSizes, hyperparameters, state_sizes
-from bundler.builtin.llamacpp.graph.tensors import Tensor, given, held, like, product
+from bundler.builtin.llamacpp.graph.tensors import Tensor, given, held, like
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def _mamba2(blocks: Blocks, layer: int, inputs: StateInputs, source: Tensor) -> 
     _move_the_rest(blocks, conv_cache, states, inputs)
     before = ggml.reshape(before, sizes.kernel - 1, width, users)
 
-    projected = product(blocks.needed(layer, "ssm_in.weight"), source)
+    projected = blocks.adapted(blocks.needed(layer, "ssm_in.weight"), source)
     projected = ggml.reshape(projected, projected.ne[0], each, users)
     head = inner // heads
     steps = (4 * head, *projected.nb[1:3])
@@ -115,7 +115,7 @@ def _scan(
     if norm is not None:
         result = blocks.norm(ggml.reshape(result, inner // groups, groups, each, users), norm)
     result = ggml.reshape(result, inner, each * users)
-    return product(blocks.needed(layer, "ssm_out.weight"), result)
+    return blocks.adapted(blocks.needed(layer, "ssm_out.weight"), result)
 
 
 def granite_hybrid(blocks: Blocks) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from bundler.builtin.llamacpp.graph.allocator import Allocator
@@ -105,7 +105,8 @@ def _reserve(
 ) -> tuple[int, ...]:
     """Reserve for the largest batch and, where small ones run elsewhere, for one token each too."""
     copied = lying or ((),) * len(model.names)
-    kinds = list(zip(model.kinds, placement.homes, copied, strict=False))
+    adapted = _adapted(model, run)
+    kinds = list(zip(model.kinds, placement.homes, copied, adapted, strict=False))
     types = _by_name(model, lying)
 
     def sizes(tokens: int, outputs: int) -> tuple[int, ...]:
@@ -121,6 +122,24 @@ def _reserve(
     if not (placement.is_partial and small_batches):
         return prompt
     return tuple(map(max, prompt, sizes(run.parallel, run.parallel)))
+
+
+def _adapted(model: Model, run: Run) -> list[tuple[Hashable, ...]]:
+    """Return what adapters change in each layer: not all of them change all."""
+    if not run.adapters:
+        return [()] * len(model.names)
+    found: list[tuple[Hashable, ...]] = []
+    for layer in range(len(model.names)):
+        begin = f"blk.{layer}."
+        found.append(
+            tuple(
+                (number, replace(pair, name=pair.name.removeprefix(begin)))
+                for number, adapter in enumerate(run.adapters)
+                for pair in adapter
+                if pair.name.startswith(begin)
+            )
+        )
+    return found
 
 
 def _by_name(model: Model, lying: _Types) -> dict[str, str]:

@@ -16,6 +16,23 @@ CONTEXT_STEP = 256
 
 
 @dataclass(frozen=True)
+class ThinPair:
+    """Two thin matrices that change one of a model's: down to the rank and up again."""
+
+    name: str
+    """Of the tensor that is changed."""
+    down_type: str
+    down: tuple[int, ...]
+    """Its sides, innermost first."""
+    up_type: str
+    up: tuple[int, ...]
+
+
+ThinPairs = tuple[ThinPair, ...]
+"""A LoRA adapter."""
+
+
+@dataclass(frozen=True)
 class Run:
     """How a model is run."""
 
@@ -31,8 +48,8 @@ class Run:
     output_rows: int = 0
     """Rows of logits kept of one micro batch (`n_outputs_max`); 0 for all, llama.h's default."""
 
-    adapter_rank: int = 0
-    """Rank of a LoRA adapter on all matrices of all layers; 0 without one."""
+    adapters: tuple[ThinPairs, ...] = ()
+    """LoRA adapters that are applied."""
 
     @property
     def cells(self) -> int:

@@ -1,0 +1,1 @@
+"""Copies a bundle onto sticks, and proves that they hold it."""
