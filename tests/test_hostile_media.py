@@ -171,6 +171,7 @@ def genuine(stick, kind):
 
 @pytest.mark.parametrize("where", ["before", "behind"])
 @pytest.mark.parametrize("name", [b"../../PWNED", b"/etc/passwd", b"runtime/second.so", b"\xff"])
+@pytest.mark.fault("C8")
 def test_a_strangers_name_with_a_genuine_id_never_reaches_the_program(
     stick, monkeypatch, name, where
 ):

@@ -178,6 +178,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("place", [0, 1, 5, -1])
+@pytest.mark.fault("E9")
 def test_nothing_foreign_comes_out(pack, tmp_path, case, place):
     hostile = pack
     for step, info in enumerate(CASES[case]):
@@ -231,6 +232,7 @@ def test_other_content_is_named_with_its_range(pack, tmp_path):
 
 
 @pytest.mark.parametrize("seed", range(40))
+@pytest.mark.fault("C6")
 def test_one_bit_anywhere_is_found_and_nothing_is_left(pack, tmp_path, seed):
     at = int.from_bytes(noise(f"at{seed}", 8), "little") % (8 * len(pack))
     changed = bytearray(pack)
@@ -249,6 +251,7 @@ def test_what_follows_the_end_is_refused(pack, tmp_path):
     assert f"byte {len(pack)}" in refused(pack + b"more", tmp_path)
 
 
+@pytest.mark.fault("E9")
 def test_a_frame_that_would_fill_the_memory_is_not_opened(tmp_path):
     bomb = zstandard.ZstdCompressor(write_checksum=True).compress(bytes(1 << 30))
     assert "1073741824 bytes of memory" in refused(bomb, tmp_path)
