@@ -373,6 +373,14 @@ def test_a_containers_limit_counts(tmp_path, name, total, left, how):
     assert how in free.how
 
 
+@linux_only
+def test_where_a_group_is_slowed_down_is_a_limit_too(tmp_path):
+    root = tree("container-v2", tmp_path)
+    (root / "sys/fs/cgroup/user.slice/box.scope/memory.high").write_text(f"{5 * GIB}\n")
+    there, free = main_memory(root)
+    assert (there.value, free.value) == (5 * GIB, 3 * GIB)
+
+
 def test_paths_of_control_groups_cannot_lead_out(tmp_path):
     root = tree("container-v2", tmp_path / "root")
     (tmp_path / "memory.max").write_text("1\n")

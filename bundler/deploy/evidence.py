@@ -80,7 +80,7 @@ class PastCache:
             OSError: the file cannot be opened.
             Stopped: everything is being stopped.
         """
-        plain = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        plain = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             size = os.fstat(plain).st_size
             forgotten = self._forget(plain, size)
@@ -170,7 +170,7 @@ def _open_direct(path: Path) -> int | None:
     if not flag:
         return None
     try:
-        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | flag)
+        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | flag)
     except OSError as error:
         if error.errno not in _NOT_DIRECT:
             raise

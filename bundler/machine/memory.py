@@ -78,7 +78,9 @@ def control_groups(root: Path = Path("/")) -> Iterator[Group]:
         controllers, _, path = rest.partition(":")
         if number == "0" and not controllers:
             for base in (root / "sys/fs/cgroup", root / "sys/fs/cgroup/unified"):
-                yield from _groups(base, path, "memory.max", "memory.current", "inactive_file")
+                # Above memory.high a group is slowed down until it can hardly run.
+                for limit in ("memory.max", "memory.high"):
+                    yield from _groups(base, path, limit, "memory.current", "inactive_file")
         elif "memory" in controllers.split(","):
             yield from _groups(
                 root / "sys/fs/cgroup/memory", path, "memory.limit_in_bytes",
