@@ -172,7 +172,8 @@ def prove(tmp_path, inputs, **parameters):
     output = tmp_path / "output"
     output.mkdir()
     world = World(store=Store(tmp_path / "store"), environment=os.environ)
-    given = {"context_tokens": 256, "parallel": 2, "kv_cache": "q8_0", "tokens": 1024, **parameters}
+    given = {"context_tokens": 256, "parallel": 2, "kv_cache": "q8_0", "tokens": 1024,
+             "gpu_layers": 0, **parameters}  # fmt: skip
     task = Task("prove", inputs, given, output, lambda *_: None, world)
     return LlamaCppEngine().run(task), output
 

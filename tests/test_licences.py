@@ -89,3 +89,9 @@ def test_what_may_be_passed_on_is_built_and_its_terms_are_in_the_bundle(tmp_path
 def test_without_share_what_is_not_known_is_built_and_said(tmp_path):
     page = (run(tmp_path, recipe=OWN_WORDS).output / "licenses/INDEX.txt").read_text()
     assert "models.chat: my own words\n  may be passed on: not known" in page
+
+
+def test_a_model_that_may_be_passed_on_unchanged_only_is_in_doubt_once_it_is_quantized(tmp_path):
+    recipe = RECIPE.replace('engine = "fake"', 'engine = "fake"\nlicence = "CC-BY-ND-4.0"', 1)
+    with pytest.raises(RecipeError, match="quantizing a model may be a change"):
+        run(tmp_path, recipe=recipe, share=True)

@@ -122,6 +122,7 @@ def test_a_projector_lies_on_the_first_accelerator_or_with_the_model():
         ({"clip.vision.attention.head_count": field("UINT32", 5)}, "do not divide into 5 heads"),
         ({"clip.vision.block_count": field("UINT32", 7)}, "it has no v.blk"),
         ({"clip.vision.feature_layer": field("INT32", [1, 2])}, "another graph"),
+        ({"clip.vision.image_grid_pinpoints": field("INT32", [56, 112])}, "cuts one image"),
         ({"clip.vision.image_size": field("UINT32", 57)}, "does not divide into patches"),
     ],
 )  # fmt: skip

@@ -210,7 +210,7 @@ def test_too_little_room_is_said_with_both_figures(tmp_path, monkeypatch):
     )
     planned = {tensor.name: tensor.type for tensor in header.tensors}
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
-    with pytest.raises(DoesNotFit, match=r"makes 2\.77 MiB, but only 1000 B"):
+    with pytest.raises(DoesNotFit, match=r"makes 2\.90 MB, but only 1\.00 kB"):
         check_space(header, request, planned)
 
 

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from bundler.station import selftest
 from bundler.testing.station_process import running_station
 from tests.demo import demo_bundle
 from tests.test_far_end import assert_same, damage, link_or_copy
@@ -174,3 +175,9 @@ def test_a_computer_that_is_described_is_judged_without_starting(stick, tmp_path
     done = station_says(stick, "--probe", "--machine", str(tmp_path / "machine.json"))
     assert (done.returncode, done.stderr) == (0, "")
     assert "http://" not in done.stdout
+
+
+def test_numbers_that_nobody_can_compute_with_are_none():
+    assert selftest._numbers([1, 2.5]) == [1.0, 2.5]
+    for wrong in ([10**400], [float("nan")], [float("inf")], ["1"], [True], "12", None):
+        assert selftest._numbers(wrong) == []

@@ -30,6 +30,7 @@ _KEEP = "keep the licence text and the names of the authors with it"
 _SOURCE = "pass on the source code, or say where it can be had (SOURCES.txt in licenses/)"
 _SAME = "changed versions come under the same licence"
 _NAME = "name the authors, link the licence, say what was changed"
+UNCHANGED = "unchanged only"
 _FREE = "for non-commercial purposes only, and who gets it is told so"
 
 
@@ -43,10 +44,10 @@ def _cc(version: str) -> dict[str, Terms]:
     return {
         f"CC-BY-{version}": _rule("conditions", where, _NAME),
         f"CC-BY-SA-{version}": _rule("conditions", where, _NAME, _SAME),
-        f"CC-BY-ND-{version}": _rule("conditions", where, _NAME, "unchanged only"),
+        f"CC-BY-ND-{version}": _rule("conditions", where, _NAME, UNCHANGED),
         f"CC-BY-NC-{version}": _rule("conditions", where, _NAME, _FREE),
         f"CC-BY-NC-SA-{version}": _rule("conditions", where, _NAME, _FREE, _SAME),
-        f"CC-BY-NC-ND-{version}": _rule("conditions", where, _NAME, _FREE, "unchanged only"),
+        f"CC-BY-NC-ND-{version}": _rule("conditions", where, _NAME, _FREE, UNCHANGED),
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from bundler.attest.terms import Terms, terms_of
+from bundler.attest.terms import UNCHANGED, Terms, terms_of
 from bundler.errors import Problem, RecipeError
 from bundler.lock import Lock
 from bundler.manifest import Manifest, Origin
@@ -60,7 +60,14 @@ def _of_origin(item: str, origin: Origin, paths: list[str]) -> Verdict:
 
 
 def _verdict(item: str, licence: str, texts: tuple[str, ...]) -> Verdict:
-    return Verdict(item=item, licence=licence or "unknown", terms=terms_of(licence), texts=texts)
+    terms = terms_of(licence)
+    if item.startswith("models.") and UNCHANGED in terms.conditions:
+        terms = terms.model_copy(update={
+            "answer": "unknown",
+            "reason": f"{terms.reason}: unchanged copies only, and converting or quantizing a model "
+            "may be a change",
+        })  # fmt: skip
+    return Verdict(item=item, licence=licence or "unknown", terms=terms, texts=texts)
 
 
 def _below(folder: str, paths: list[str]) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from typing import TextIO
 
 from bundler.errors import BundlerError
 from bundler.events import Event, Progress
-from bundler.far_end.telling import Told
+from bundler.far_end.telling import MOST_LINES, Told
 from bundler.value import format_size
 
 _EVERY_SECONDS = 0.25
@@ -87,8 +87,10 @@ class Events:
 
     def failed(self, error: BundlerError) -> None:
         """Say why there is none."""
-        lines = [str(problem) for problem in error.problems]
-        hints = dict.fromkeys(problem.hint for problem in error.problems if problem.hint)
+        lines = [str(problem) for problem in error.problems[:MOST_LINES]]
+        if len(error.problems) > MOST_LINES:
+            lines.append(f"… and {len(error.problems) - MOST_LINES:,} more")
+        hints = dict.fromkeys(p.hint for p in error.problems[:MOST_LINES] if p.hint)
         told = Told(False, lines[0], tuple(lines[1:]), "; ".join(hints))
         self._write({"result": told.as_json()})
 

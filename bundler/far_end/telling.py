@@ -123,7 +123,9 @@ def repaired(done: Repair, *, dry_run: bool) -> Told:
         headline = f"{name}: {_files(fixed)} {verb}, {left} could not be."
     lines = [f"{path} {verb}" for path in done.repaired[:MOST_LINES]]
     lines += [problem.message for problem in done.unrepaired[:MOST_LINES]]
-    lines += [f"{path} is not of this bundle, and was left alone" for path in done.extra]
+    lines += [
+        f"{path} is not of this bundle, and was left alone" for path in done.extra[:MOST_LINES]
+    ]
     return Told(
         good=not left, headline=headline, lines=(*lines, *done.budgets),
         next_step=_after_repair(done, dry_run=dry_run), figures={"repaired": fixed, "left": left},

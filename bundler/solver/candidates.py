@@ -55,7 +55,7 @@ def _tight(decision: Decision) -> list[int]:
     return found
 
 
-def _order(option: Option) -> tuple[int, int, str, str, int, bool, str]:
+def order(option: Option) -> tuple[int, int, str, str, int, bool, str]:
     """Return a key without ties between options that a person could tell apart."""
     offer = option.offer
     return (
@@ -78,9 +78,7 @@ def _joint(
     found = [_Partial(Candidate(0, nothing, nothing, ()), frozenset())]
     complete = True
     for index, want in enumerate(parts):
-        options = _front(
-            [_alone(want, o, tight, turning) for o in sorted(want.options, key=_order)]
-        )
+        options = _front([_alone(want, o, tight, turning) for o in sorted(want.options, key=order)])
         last = index == len(parts) - 1
         both = [_with(partial, one, turning) for partial in found for one in options]
         both.sort(key=lambda partial: partial.candidate.damage)

@@ -9,7 +9,9 @@ cannot matter: everything is sorted first.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import prod
 
+from bundler.errors import DoesNotFit
 from bundler.solver.decision import (
     DAMAGE_UNITS,
     ROLE_WEIGHT,
@@ -21,6 +23,10 @@ from bundler.solver.decision import (
     Wanted,
 )
 from bundler.solver.search import find_best
+from bundler.solver.sharing import share
+
+MOST_JOINT_WAYS = 1_000
+"""Of one model on all its machines: so many are compared directly, each with each."""
 
 
 def solve(decision: Decision) -> Solution | None:
@@ -40,7 +46,36 @@ def solve(decision: Decision) -> Solution | None:
     together = _together(decision, alone)
     if not decision.broken(decision.used(together.chosen)):
         return together
-    return find_best(decision, floor=together.damage - together.gap)
+    return _of_all(decision, together.damage - together.gap)
+
+
+def _of_all(decision: Decision, floor: int) -> Solution | None:
+    """Return the best for machines that compete for what they share."""
+    unknown: DoesNotFit | None = None
+    few = _ways(decision) <= MOST_JOINT_WAYS
+    if few:
+        try:
+            exact = find_best(decision, floor=floor)
+        except DoesNotFit as error:
+            unknown = error
+        else:
+            if exact is None or not exact.gap:
+                return exact
+            floor = max(floor, exact.damage - exact.gap)
+    good, lowest = share(decision, floor)
+    if good is None and not few:
+        return find_best(decision, floor=lowest)
+    if good is None and unknown:
+        raise unknown
+    return good
+
+
+def _ways(decision: Decision) -> int:
+    """Return in how many ways the model with most of them can be on all its machines."""
+    return max(
+        prod(len(want.options) for want in decision.wanted if want.name == name)
+        for name in {want.name for want in decision.wanted}
+    )
 
 
 def _together(decision: Decision, parts: Iterable[Solution]) -> Solution:

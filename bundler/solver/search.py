@@ -50,7 +50,7 @@ def find_best(decision: Decision, *, floor: int | None = None) -> Solution | Non
         best: Sequence[Candidate] | None = [group[0] for group in field.groups]
         lowest = None
     else:
-        best, lowest = _Search(field, floor or 0).run()
+        best, lowest = Search(field, floor or 0, MOST_WORK).run()
     if best is None and (lowest is not None or not field.whole):
         raise DoesNotFit(
             f"whether anything fits is not known: {MOST_WORK} combinations were looked at",
@@ -106,10 +106,10 @@ class _Region:
     bound: Bound
 
 
-class _Search:
+class Search:
     """One search. Holds what does not change during it, and the best so far."""
 
-    def __init__(self, field: Field, floor: int) -> None:
+    def __init__(self, field: Field, floor: int, work: int) -> None:
         self._field = field
         self._floor = floor
         self._kinds = range(len(field.room))
@@ -120,7 +120,9 @@ class _Search:
         """What turns can take of each limit."""
         self._best: tuple[Candidate, ...] | None = None
         self._damage = 1 << 62
-        self._work = MOST_WORK
+        self._work = work
+        self.looked = 0
+        """Combinations that were looked at, first looks included."""
 
     def run(self) -> tuple[tuple[Candidate, ...] | None, int | None]:
         """Return the best combination and, when that is not proved, the damage it may come down to."""
@@ -129,7 +131,7 @@ class _Search:
         number = 0
         heap = [(self._lowest(whole), number, _FIRST_STEP, whole)] if whole else []
         if whole:
-            self._take(Combining(self._space(whole), self._damage, MOST_WORK_OF_A_LOOK).quick())
+            self._look(self._space(whole))
         while heap:
             lowest, _, step, region = heapq.heappop(heap)
             if lowest >= self._damage:
@@ -144,6 +146,12 @@ class _Search:
                     heapq.heappush(heap, (part_lowest, number, part_step, part))
         return self._best, None
 
+    def _look(self, space: Space) -> None:
+        """Take what is found soon."""
+        combining = Combining(space, self._damage, MOST_WORK_OF_A_LOOK)
+        self._take(combining.quick())
+        self.looked += MOST_WORK_OF_A_LOOK - combining.work_left
+
     def _lowest(self, region: _Region) -> int:
         return max(self._floor, ceil(region.bound.value - SMALL))
 
@@ -155,13 +163,16 @@ class _Search:
             return [(max(lowest, self._lowest(half)), step, half) for half in halves]
         space = self._space(region)
         if step == _FIRST_STEP:
-            self._take(Combining(space, self._damage, MOST_WORK_OF_A_LOOK).quick())
+            self._look(space)
         if self._damage <= lowest:
             return []
         mark = min(self._damage, lowest + step)
         combining = Combining(space, mark, self._work)
-        found = combining.best()
-        self._work = combining.work_left
+        try:
+            found = combining.best()
+        finally:
+            self.looked += self._work - combining.work_left
+            self._work = combining.work_left
         self._take(found)
         return [(mark, step * _STEP_FACTOR, region)] if found is None else []
 

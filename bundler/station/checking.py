@@ -28,6 +28,7 @@ from bundler.station.fleet import Fleet
 from bundler.station.problems import StationError
 from bundler.station.relay import Endpoint
 
+_MOST_WORDS = 1000
 COMMANDS: Mapping[str, tuple[str, ...]] = {
     "quick": ("check", "--quick"),
     "full": ("check",),
@@ -119,6 +120,9 @@ class Checks:
             raise
         except (OSError, StationError) as error:
             job.state, job.result = "done", _failed(str(error))
+        except Exception as error:  # noqa: BLE001 - whatever a stick makes go wrong, the job has ended
+            said = f"{type(error).__name__}: {error}"[:_MOST_WORDS]
+            job.state, job.result = "done", _failed(said)
 
     async def _selftest(self, job: Job) -> None:
         wanted = max(1, len(self.bundle.models) + len(self.bundle.corpora))

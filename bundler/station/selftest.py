@@ -35,6 +35,7 @@ LEAST_COSINE = 0.99
 LIKELIEST = 10
 """Tokens that a server is asked the likelihood of."""
 MOST_STEPS = 64
+_LARGEST = 1e300
 STEP_SECONDS = 300.0
 """An old processor may have to read a model from a slow stick first."""
 MOST_MANIFEST_BYTES = 256 * 2**20
@@ -125,7 +126,8 @@ def _numbers(value: object) -> list[float]:
     """Return a list of finite numbers; an empty one for anything else."""
     if not isinstance(value, list) or len(value) > 65536:
         return []
-    good = all(type(n) in (int, float) and math.isfinite(n) for n in value)
+    # Compared, not converted: a whole number of a thousand digits is none that can be computed with.
+    good = all(type(n) in (int, float) and -_LARGEST < n < _LARGEST for n in value)
     return [float(n) for n in value] if good else []
 
 

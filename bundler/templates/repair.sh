@@ -38,7 +38,10 @@ trap 'exit 130' INT TERM
 
 # par2 says 0 or 1 to a set that is whole or can be made so; a damaged program says something else.
 is_right() { # file, its path in the bundle, the sums
-    wanted=$(grep -F -- "  $2" "$3" 2>/dev/null | sed -n "s|^\([0-9a-f]\{64\}\)  $2\$|\1|p" | head -n 1)
+    wanted=$(grep -F -- "  $2" "$3" 2>/dev/null | while IFS= read -r line; do
+        sum=${line%%"  "*}
+        if [ "$line" = "$sum  $2" ]; then printf '%s\n' "$sum"; break; fi
+    done)
     [ -n "$wanted" ] && [ "$(digests "$1" 2>/dev/null | cut -c1-64)" = "$wanted" ]
 }
 par2=

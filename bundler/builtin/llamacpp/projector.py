@@ -35,6 +35,7 @@ _WARM_SIDE_TOKENS = 46
 _MOST_SIDE = 4096
 _MOST_LAYERS = 256
 _MOST_WIDTH = 1 << 16
+_PINPOINTS = "clip.vision.image_grid_pinpoints"
 _MOST_ITEMS = 64
 _MOST_TEXT = 256
 _HINT = "take the projector (mmproj, GGUF) that was published with this very model"
@@ -101,6 +102,8 @@ def _problems(header: GgufHeader, kind: str) -> list[str]:
     scale = found.get("clip.vision.projector.scale_factor", 4)
     if type(scale) is not int or not 0 < scale <= _MOST_ITEMS:
         problems.append("clip.vision.projector.scale_factor is not a small number")
+    if _PINPOINTS in found:
+        problems.append(f"{_PINPOINTS} cuts one image into several, which is not described here")
     for name in ("feature_layer", "spatial_merge_size", "attention.head_count_kv"):
         if f"clip.vision.{name}" in found and not _is_usual(name, found):
             problems.append(f"clip.vision.{name} makes another graph, which is not described here")
@@ -122,6 +125,8 @@ def _fields(header: GgufHeader) -> dict[str, Any]:
         if not key.startswith("clip."):
             continue
         if isinstance(value, GgufArray):
+            if key == _PINPOINTS:
+                kept[key] = "several pictures of one image"
             continue  # colours, layers that another graph would read: refused or not needed
         if isinstance(value, float) and not math.isfinite(value):
             continue

@@ -121,11 +121,14 @@ class XllamacppRuntime:
         write_sources_note(components, task.output / "licenses")
         (task.output / f"{self.name}.json").write_text(pretty_json(DESCRIPTION))
         shutil.copyfile(SERVER, task.output / SERVER.name)
+        programs = executables(task.output)
+        for path in programs:
+            (task.output / path).chmod(0o755)
         return {
             "platform": platform,
             "python": python,
             "components": components,
-            "executables": executables(task.output),
+            "executables": programs,
         }
 
     def _check_installed(self, platform: str, revision: str) -> None:
