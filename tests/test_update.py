@@ -26,8 +26,10 @@ from bundler.hardware import Target
 from bundler.manifest import SWITCH_NAME, BundledModel, BundleFile, Manifest, Origin
 from bundler.media.keyring import Keyring
 from bundler.media.keys import new_key, read_ring, revoke_key, rotate_key, write_ring
+from bundler.media.repair import repair_bundle
 from bundler.plan import Memory
 from bundler.testing.station_bundle import make_zim
+from bundler.update import switching
 from bundler.update.applying import Trust, apply_delta
 from bundler.update.clusters import blobs_of, clusters_of
 from bundler.update.delta import (
@@ -633,7 +635,7 @@ def test_links_and_strangers_in_the_way_are_refused(case, tmp_path):
     (tmp_path / "outside").mkdir()
     shutil.move(stick / "models", tmp_path / "outside")
     (stick / "models").symlink_to(tmp_path / "outside/models")
-    error = refused(case, tmp_path, UnsafeInput, "neither a file nor a folder", stick=stick)
+    error = refused(case, tmp_path, UnsafeInput, "a link, not a regular file", stick=stick)
     assert error.exit_code == 8
     stick = copied(case.first, tmp_path / "strangers")
     (stick / "second-empty").write_text("mine")
@@ -918,6 +920,77 @@ def test_another_update_does_not_go_on_with_a_switch_that_is_not_its_own(case, t
     (stick / STAGING_NAME).mkdir()
     (stick / STAGING_NAME / "switch").write_text("f" * 64)
     refused(case, tmp_path, RecipeError, "another update", "f" * 64, stick=stick)
+
+
+@pytest.mark.parametrize("version", ["first", "second"])
+def test_a_link_in_the_place_of_the_staging_folder_empties_no_folder(case, tmp_path, version):
+    """An update that is already there closes the folder that an earlier one may have left."""
+    stick = copied(getattr(case, version), tmp_path / "stick")
+    (tmp_path / "documents").mkdir()
+    (tmp_path / "documents/letter.txt").write_text("dear")
+    (stick / STAGING_NAME).symlink_to(tmp_path / "documents")
+    with pytest.raises(UnsafeInput, match="link"):
+        applied(case, stick)
+    assert (tmp_path / "documents/letter.txt").read_text() == "dear"
+
+
+def half_switched(case, stick):
+    """Pretend that the update was cut off when everything old was cleared away."""
+    staging = stick / STAGING_NAME
+    staging.mkdir(exist_ok=True)
+    mark = sha256((case.made.root / "delta.json").read_bytes()).hexdigest()
+    for name in ("switch", "cleared"):
+        (staging / name).write_text(mark)
+    return staging
+
+
+def test_lists_in_a_switch_that_somebody_forged_are_not_believed(case, tmp_path):
+    """Nothing is called updated that is not what was signed, whatever lies in the staging folder."""
+    stick = copied(case.first, tmp_path / "stick")
+    staging = half_switched(case, stick)
+    for number in range(8):
+        (staging / f"beside-{number}").write_bytes(b"{}")
+    with pytest.raises((DamagedError, UnsafeInput)):
+        applied(case, stick)
+    assert (stick / "manifest.json").read_bytes() != b"{}"
+
+
+def test_what_the_staging_folder_lost_after_the_switch_began_is_told_and_repaired(
+    case, tmp_path, monkeypatch
+):
+    """The update is finished all the same: only then is there parity to repair it with."""
+    stick = copied(case.first, tmp_path / "stick")
+
+    class Pulled(Exception):
+        pass
+
+    def pulled(*_):
+        raise Pulled
+
+    with monkeypatch.context() as patched:
+        patched.setattr(switching, "_place_all", pulled)
+        with pytest.raises(Pulled):
+            applied(case, stick)
+    pieces = [path for path in (stick / STAGING_NAME).iterdir() if len(path.name) > 64]
+    small = min(pieces, key=lambda path: path.stat().st_size or 1 << 40)
+    small.unlink()
+    with pytest.raises(DamagedError, match="lost in the staging folder"):
+        applied(case, stick)
+    assert verify_bundle(stick).findings
+    repair_bundle(stick)
+    assert tree(stick) == tree(case.second)
+
+
+def test_a_switch_that_was_forged_follows_no_links(case, tmp_path):
+    stick = copied(case.first, tmp_path / "stick")
+    half_switched(case, stick)
+    (stick / STAGING_NAME / "cleared").unlink()
+    shutil.move(stick / "app", tmp_path / "outside")
+    (stick / "app").symlink_to(tmp_path / "outside")
+    before = tree(tmp_path / "outside")
+    with pytest.raises(UnsafeInput, match="link"):
+        applied(case, stick)
+    assert tree(tmp_path / "outside") == before
 
 
 # -- on sticks -----------------------------------------------------------------------------------------

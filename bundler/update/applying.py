@@ -35,7 +35,7 @@ from bundler.media.keyring import Keyring, KnownKey
 from bundler.media.signature import MAX_SIGNATURE_BYTES
 from bundler.store import sync_folder
 from bundler.update.delta import BESIDE_FOLDER, TRAVELLING, Side, check_delta, side_of
-from bundler.update.in_the_way import check_in_the_way
+from bundler.update.in_the_way import check_in_the_way, check_no_stranger
 from bundler.update.reading import (
     Pieces,
     ReadDelta,
@@ -60,13 +60,14 @@ from bundler.update.switching import (
     OLD_SIGNATURE,
     close_staging,
     prepare,
+    renew_beside,
     switch,
     switching_to,
 )
 from bundler.update.unpacking import check_zstd
 from bundler.update.vouching import SignedManifest, check_not_older, judge_delta
 from bundler.value import format_bytes
-from bundler.verify import verify_bundle
+from bundler.verify import refuse_unsafe, unsafe_findings, verify_bundle
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +119,8 @@ def apply_delta(
     bundle = bundle.resolve()
     read = read_delta(root)
     with _alone(bundle):
+        # Before anything is read, moved or removed: a link could lead each of those elsewhere.
+        refuse_unsafe(bundle, unsafe_findings(bundle))
         mark = sha256_of(read.data).hexdigest()
         interrupted = switching_to(bundle)
         if interrupted not in ("", mark):
@@ -138,11 +141,15 @@ def apply_delta(
         need = 0 if interrupted else _look(bundle, read, old, staged, report, dry_run=dry_run)
         if dry_run:
             return Applied(read, key, ring, len(staged), need)
-        if not interrupted:
+        if interrupted:
+            # What lies there is not known: the lists are written anew from what was judged.
+            check_no_stranger(bundle, old.manifest, staged)
+            renew_beside(bundle, _beside(read))
+        else:
             _build_all(bundle, read, old, staged, report)
         switch(bundle, staged, old.manifest, read.new.manifest, _beside(read), mark)
         if interrupted:
-            _check_all(bundle, report)
+            _check_all(bundle, read, report)
         return Applied(read, key, ring, len(staged), need)
 
 
@@ -280,15 +287,20 @@ def _beside(read: ReadDelta) -> dict[str, bytes]:
     return there | {SUMS_NAME: sums, COPY_NAME: read.new.data, MANIFEST_NAME: read.new.data}
 
 
-def _check_all(bundle: Path, report: Report) -> None:
-    """Read the bundle after a switch that another run had begun: what it had built is not known.
+def _check_all(bundle: Path, read: ReadDelta, report: Report) -> None:
+    """Hold the bundle against the new version after a switch that another run had begun.
+
+    What that run had built is not known, and the manifest is the one that was judged.
 
     Raises:
         DamagedError: every file that is not right.
     """
-    found = verify_bundle(
+    done = verify_bundle(
         bundle, progress=lambda done, total: report(Progress("verify", done, total))
-    ).findings
+    )
+    if done.manifest_data != read.new.data:
+        raise DamagedError("is not the manifest of this update", where=str(bundle / MANIFEST_NAME))
+    found = done.findings
     if found:
         hint = f"bundler repair {bundle}"
         raise DamagedError([Problem(str(one), str(bundle), hint) for one in found])

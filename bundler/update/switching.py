@@ -19,12 +19,13 @@ staging folder. The two marks are forced to the disk before what they announce.
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
-from bundler.errors import DamagedError, UnsafeInput
+from bundler.errors import DamagedError, Problem, UnsafeInput
 from bundler.manifest import BESIDE, MANIFEST_NAME, SWITCH_NAME, BundleFile, Manifest
 from bundler.media.copies import bounded_bytes
 from bundler.media.mending import safe_parent
@@ -59,6 +60,13 @@ def prepare(
     sync_folder(folder)
 
 
+def renew_beside(root: Path, beside: Mapping[str, bytes]) -> None:
+    """Write what will lie beside the listed files once more, for a switch that was cut off."""
+    for name in beside:
+        _write(_staged_beside(root, name), beside[name])
+    sync_folder(root / STAGING_NAME)
+
+
 def _staged_beside(root: Path, name: str) -> Path:
     return root / STAGING_NAME / f"beside-{BESIDE.index(name)}"
 
@@ -85,8 +93,13 @@ def switch(
             sync_folder(path)
         sync_folder(folder)
         _mark(folder / _CLEARED, mark)
-    _place_all(root, staged, old, new, set(beside))
+    missing = _place_all(root, staged, old, new, set(beside))
     close_staging(root)
+    if missing:  # only where another run had begun, and its staging folder lost something since
+        hint = f"bundler repair {root}: the new version brings its own parity"
+        raise DamagedError(
+            [Problem("was lost in the staging folder", str(root / path), hint) for path in missing]
+        )
 
 
 def _mark(path: Path, mark: str) -> None:
@@ -137,45 +150,60 @@ def _remove_empty(root: Path, old: Manifest) -> set[Path]:
 
 def _place_all(
     root: Path, staged: tuple[Staged, ...], old: Manifest, new: Manifest, beside: set[str]
-) -> None:
+) -> list[str]:
+    """Give every new file its name; return the paths that there is no file for."""
     touched = set()
+    missing: list[str] = []
     for one in sorted(staged, key=lambda one: one.file.path.startswith(PROGRAMS)):
-        touched |= _place(root, root / STAGING_NAME / one.name, one.file.path)
+        touched |= _place(root, root / STAGING_NAME / one.name, one.file.path, missing)
         _set_mode(root / one.file.path, one.file)
     for file in changed_modes(old, new):
         _set_mode(root / file.path, file)
     for name in BESIDE:
         if name in beside and name != MANIFEST_NAME:
-            touched |= _place(root, _staged_beside(root, name), name)
+            touched |= _place(root, _staged_beside(root, name), name, missing)
         elif name not in beside and os.path.lexists(root / name):
             (root / name).unlink()
             touched.add((root / name).parent)
     for path in sorted(touched | {root}):
         sync_folder(path)
-    _place(root, _staged_beside(root, MANIFEST_NAME), MANIFEST_NAME)
+    _place(root, _staged_beside(root, MANIFEST_NAME), MANIFEST_NAME, missing)
     sync_folder(root)
+    return missing
 
 
-def _place(root: Path, source: Path, path: str) -> set[Path]:
-    """Give a file its name; return every folder above it, since some may be new."""
+def _place(root: Path, source: Path, path: str, missing: list[str]) -> set[Path]:
+    """Give a file its name; return every folder above it, since some may be new.
+
+    A file that is neither in the staging folder nor in its place is added to `missing`.
+    """
     parent = safe_parent(root, path)
     if os.path.lexists(source):
         os.replace(source, root / path)
     elif not os.path.lexists(root / path):
-        raise DamagedError(
-            "is neither in its place nor in the staging folder",
-            where=str(root / path),
-            hint=f"bundler repair {root}: the new version brings its own parity",
-        )
+        missing.append(path)
     return {parent}
 
 
 def _set_mode(path: Path, file: BundleFile) -> None:
     """Mark a program executable, or take that from what is none, where it is not so already."""
+    if not os.path.lexists(path):  # told as missing
+        return
     mode = stat.S_IMODE(path.lstat().st_mode)
     wanted = mode | 0o111 if file.executable else mode & ~0o111
     if mode != wanted:
+        if path.lstat().st_nlink > 1:  # another bundle, or a store, has the same file
+            _own_copy(path)
         set_mode(path, wanted)
+
+
+def _own_copy(path: Path) -> None:
+    """Put a copy in the place of a file that has other names too."""
+    beside = path.with_name(path.name + PART)
+    shutil.copyfile(path, beside)
+    with beside.open("rb") as stream:
+        os.fsync(stream.fileno())
+    beside.replace(path)
 
 
 def changed_modes(old: Manifest, new: Manifest) -> list[BundleFile]:
@@ -192,10 +220,13 @@ def close_staging(root: Path) -> None:
         UnsafeInput: something lies in it that no update put there.
     """
     folder = root / STAGING_NAME
-    for path in sorted(folder.iterdir(), key=lambda path: path.name in (_SWITCH, _CLEARED)):
-        if not stat.S_ISREG(path.lstat().st_mode):
+    found = sorted(folder.iterdir(), key=lambda path: path.name in (_SWITCH, _CLEARED))
+    for path in (folder, *found):
+        kind = path.lstat().st_mode
+        if not (stat.S_ISDIR(kind) if path is folder else stat.S_ISREG(kind)):
             hint = "look at it and remove it; the bundle itself is up to date"
             raise UnsafeInput("was not put there by an update", where=str(path), hint=hint)
+    for path in found:
         path.unlink()
     folder.rmdir()
     sync_folder(root)
