@@ -176,7 +176,10 @@ def apply(
 
     folder = keys_folder(keys)
     ring = read_ring(folder)
-    trust = Trust(ring, unsigned=unsigned, same_maker=same_maker, allow_older=allow_older)
+    trust = Trust(
+        ring, unsigned=unsigned, same_maker=same_maker, allow_older=allow_older,
+        learned=lambda told: write_ring(folder, told),
+    )  # fmt: skip
     with Screen(progress) as screen:
         done: Applied = apply_delta(delta, bundle, trust, screen.report, dry_run=dry_run)
     if done.ring != ring and not dry_run:

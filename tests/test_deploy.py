@@ -46,6 +46,7 @@ LARGE = "models/chat/chat.gguf"
 needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
 WITH_PROBE = Wishes()
 PLAIN = Wishes(probe=False)
+CLEAN = Wishes(probe=False, delete=True)
 
 
 @pytest.fixture(scope="module")
@@ -291,12 +292,41 @@ def test_foreign_files_are_never_touched(bundle, target):
     (target / "test/app").mkdir(parents=True)
     (target / "test/app/mine.txt").write_bytes(b"mine too")
     said = []
-    outcome = onto(bundle, target, Wishes(delete=True, probe=False), said.append)
+    outcome = onto(bundle, target, CLEAN, said.append)
     assert outcome.state == "copied"
     assert outcome.survey.foreign == ("app/mine.txt",)
     assert any("app/mine.txt" in getattr(note, "message", "") for note in said)
     assert (target / "photos/a.jpg").read_bytes() == b"mine"
     assert (target / "test/app/mine.txt").read_bytes() == b"mine too"
+
+
+@pytest.mark.parametrize("path", ["start", LARGE, "manifest.json", "SHA256SUMS"])
+def test_a_file_of_yours_where_the_bundle_has_one_is_not_overwritten(bundle, target, path):
+    """A folder that happens to have the bundle's name is not one of its older versions."""
+    mine = target / "test" / path
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b'{"name": "my own"}' * 100_000)
+    error = refused(bundle, target)
+    assert isinstance(error, UnsafeInput)
+    assert f"{path}: would be overwritten" in str(error)
+
+
+def test_a_file_of_yours_where_a_newer_version_has_one_is_not_overwritten(bundle, newer, target):
+    place = copied(bundle, target).place
+    (place / "app/new.html").write_bytes(b"mine")
+    assert "app/new.html: would be overwritten" in str(refused(newer, target, CLEAN))
+
+
+def test_a_copy_and_an_update_or_repair_of_one_bundle_do_not_meet(bundle, target):
+    place = copied(bundle, target).place
+    overwrite(place / "start", 3, 1)
+    descriptor = os.open(place, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    error = refused(bundle, target)
+    assert isinstance(error, BusyError)
+    assert "update or repair" in str(error)
+    os.close(descriptor)
+    copied(bundle, target)
 
 
 def test_a_cut_off_update_is_finished_or_given_up_first(bundle, target):
@@ -330,7 +360,7 @@ def test_what_an_older_version_left_is_deleted_only_with_consent(bundle, newer, 
     assert isinstance(error, UnsafeInput)
     assert "3 files" in str(error)
     assert "licenses/a.txt" in str(error)
-    outcome = onto(newer, target, Wishes(delete=True, probe=False))
+    outcome = onto(newer, target, CLEAN)
     assert outcome.errors == []
     assert outcome.deleted == ("app/page00.html", "licenses/a.txt", "licenses/b.txt")
     assert not (place / "licenses").exists()
@@ -341,14 +371,26 @@ def test_what_an_older_version_left_is_deleted_only_with_consent(bundle, newer, 
 def test_a_file_that_somebody_changed_is_not_taken_for_a_leftover(bundle, newer, target):
     place = copied(bundle, target).place
     (place / "licenses/a.txt").write_bytes(b"my own text..")
-    outcome = onto(newer, target, Wishes(delete=True, probe=False))
+    outcome = onto(newer, target, CLEAN)
     assert outcome.deleted == ("app/page00.html", "licenses/b.txt")
     assert (place / "licenses/a.txt").read_bytes() == b"my own text.."
 
 
+def test_a_large_file_that_somebody_changed_far_inside_is_not_deleted(bundle, target, tmp_path):
+    files = some_files()
+    del files[LARGE]
+    without = sealed(tmp_path / "without", files)
+    place = copied(bundle, target).place
+    overwrite(place / LARGE, SEGMENT_BYTES * 7 + 3, 1)
+    outcome = onto(without, target, CLEAN)
+    assert outcome.deleted == ()
+    assert outcome.survey.foreign == (LARGE,)
+    assert (place / LARGE).exists()
+
+
 def test_of_a_newer_version_only_other_segments_are_written(bundle, newer, target):
     copied(bundle, target)
-    outcome = copied(newer, target, Wishes(delete=True, probe=False))
+    outcome = copied(newer, target, CLEAN)
     task = next(task for task in outcome.survey.tasks if task.file.path == LARGE)
     assert task.base == "taken"
     assert [piece.index for piece in task.wrong] == [3, 20, 40]
@@ -361,14 +403,14 @@ def test_a_newer_version_needs_no_second_room(bundle, newer, tmp_path):
     with sticks.memory(tmp_path / "full", f"{total // 1024 + 1400}k") as point:
         copied(bundle, point)
         assert shutil.disk_usage(point).free < (bundle / LARGE).stat().st_size
-        copied(newer, point, Wishes(delete=True, probe=False))
+        copied(newer, point, CLEAN)
 
 
 def test_a_file_with_a_second_name_is_not_written_through(bundle, newer, target, tmp_path):
     place = copied(bundle, target).place
     os.link(place / LARGE, tmp_path / "other name")
     before = (tmp_path / "other name").read_bytes()
-    copied(newer, target, Wishes(delete=True, probe=False))
+    copied(newer, target, CLEAN)
     assert (tmp_path / "other name").read_bytes() == before
 
 

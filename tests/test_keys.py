@@ -331,6 +331,28 @@ def test_f6_two_rotations_are_followed_at_once_and_rollback_is_still_seen(maker,
     judged(maker.bundle(tmp_path / "c", created=3_000), reader)
 
 
+@pytest.mark.fault("F4", "F6")
+@pytest.mark.parametrize("seen_before", [False, True])
+def test_f6_a_rotation_between_two_keys_trusted_by_hand_hides_no_rollback(
+    maker, reader, tmp_path, seen_before
+):
+    """Whoever was told both keys by voice is no easier to fool than who followed the rotation."""
+    old = maker.bundle(tmp_path / "a", created=2_000)
+    keys.rotate_key(maker.folder, no_password, lambda: "")
+    new = maker.bundle(tmp_path / "b", created=3_000)
+    by_hand = keys.read_ring(maker.folder).keys.values()
+    ring = keys.read_ring(reader)
+    for key in by_hand:
+        ring = trust(ring, key.public_key)
+    keys.write_ring(reader, ring)
+    if seen_before:
+        judged(old, reader)
+    judged(new, reader)
+    with pytest.raises(TrustError, match="older"):
+        judged(old, reader)
+    assert all(key.by_hand for key in keys.read_ring(reader).keys.values())
+
+
 @pytest.mark.fault("F6")
 def test_f6_a_rotation_that_nobody_trusted_signed_is_not_followed(maker, reader, tmp_path):
     stranger = Maker(tmp_path / "stranger")

@@ -489,6 +489,20 @@ def test_an_update_by_a_revoked_key_is_refused(case, tmp_path):
         refused(case, tmp_path, TrustError, "revoked", "laptop stolen", trust=trust)
 
 
+def test_what_a_refused_update_says_of_keys_is_learned(case, tmp_path):
+    """A revocation counts also when what brings it cannot be used."""
+    shutil.copytree(case.keys, tmp_path / "keys")
+    old_id = next(iter(case.ring.keys))
+    rotate_key(tmp_path / "keys", lambda: "", lambda: "")
+    revoke_key(tmp_path / "keys", old_id, "laptop stolen", lambda: "")
+    second = version(tmp_path, second_files(), 2, keys=tmp_path / "keys")
+    made = make_delta(case.first, second, tmp_path / "delta")
+    learned = []
+    trust = Trust(case.ring, learned=learned.append)
+    refused(case, tmp_path, TrustError, delta=made.root, trust=trust)
+    assert [ring.keys[old_id].status for ring in learned] == ["revoked"]
+
+
 def test_the_key_that_follows_is_believed(case, tmp_path):
     shutil.copytree(case.keys, tmp_path / "keys")
     rotate_key(tmp_path / "keys", lambda: "", lambda: "")

@@ -50,12 +50,12 @@ def deploy_to(
 
 
 @contextlib.contextmanager
-def _held(target: Path) -> Iterator[None]:
-    """Hold a target for this process alone.
+def _held(target: Path, busy: str = "another bundler is copying to it") -> Iterator[None]:
+    """Hold a folder for this process alone.
 
     Raises:
         RecipeError: it is no folder.
-        BusyError: another process is copying to it.
+        BusyError: another process holds it.
     """
     import fcntl
 
@@ -69,9 +69,7 @@ def _held(target: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise BusyError(
-                "another bundler is copying to it", where=str(target), hint="wait until it is done"
-            ) from error
+            raise BusyError(busy, where=str(target), hint="wait until it is done") from error
         yield
     finally:
         os.close(descriptor)
@@ -93,6 +91,15 @@ class _Delivery:
 
     def run(self) -> None:
         """Do it all, or as much as can be done."""
+        root = self.place.root
+        with contextlib.ExitStack() as held:
+            if root.is_dir() and not root.is_symlink() and not root.samefile(self.target):
+                held.enter_context(
+                    _held(root, "an update or repair of the bundle there is running")
+                )
+            self._run()
+
+    def _run(self) -> None:
         survey = self._look()
         self._refuse(checks.objections(
             self.ground, self.cargo.manifest, survey, self.cargo.beside,
@@ -113,8 +120,9 @@ class _Delivery:
     def _look(self) -> Survey:
         with self._step("compare") as said, self._reading() as reading:
             survey = Surveyor(
-                self.place, self.cargo.manifest, self.cargo.beside, reading, said.progress
-            ).survey()
+                self.place, self.cargo.manifest, self.cargo.beside, reading, said.progress,
+                deleting=self.wishes.delete,
+            ).survey()  # fmt: skip
             there, rest = map(format_size, (survey.kept_bytes, survey.write_bytes))
             said.detail = f"{there} there, {rest} to write; {self.ground}"
         self.outcome.compared = reading.evidence()

@@ -84,10 +84,13 @@ class Surveyor:
     beside: Mapping[str, bytes]
     reading: PastCache
     progress: Callable[[int, int], None] = lambda done, total: None
+    deleting: bool = False
+    """Whether leftovers will be deleted: then each is compared to its last byte first."""
     _done: int = 0
     _total: int = 0
     _parts: dict[str, int] = field(default_factory=dict)
     _older: dict[str, BundleFile] = field(default_factory=dict)
+    _segment_bytes: dict[str, int] = field(default_factory=dict)
 
     def survey(self) -> Survey:
         """Return what is there and what is to do.
@@ -100,12 +103,14 @@ class Surveyor:
         self._parts = self.place.parts()
         earlier = [m for m in self.place.earlier() if m.name == self.manifest.name]
         self._older = {file.path: file for manifest in earlier for file in manifest.files}
+        self._segment_bytes = {f.path: m.segment_bytes for m in earlier for f in m.files}
         paths = [*(file.path for file in self.manifest.files), *self.beside]
         blocked = (*in_the_way(paths, there, self._is_folded), *_cut_off_update(there))
         sound = [] if blocked else list(self.manifest.files)
         self._total = sum(self._to_compare(file, there) for file in sound)
         tasks = {file.path: self._task(file, there.get(file.path)) for file in sound}
         left, foreign = self._others(there)
+        blocked = (*blocked, *self._strangers(tasks, there))
         return Survey(
             tasks=tuple(task for task in tasks.values() if task is not None),
             kept=tuple(file for file in sound if tasks[file.path] is None),
@@ -118,6 +123,20 @@ class Surveyor:
                 if f.executable and tasks[f.path] is None and not there[f.path].executable
             ),
         )  # fmt: skip
+
+    def _strangers(
+        self, tasks: Mapping[str, Task | None], there: Mapping[str, There]
+    ) -> Iterator[Problem]:
+        """Yield files that no version of this bundle put there, and that would be overwritten."""
+        listed = [path for path, task in tasks.items() if task is not None]
+        beside = [] if self._older else [name for name in BESIDE if not self._is_right(name)]
+        for path in (*listed, *beside):
+            if path in there and path not in self._older:
+                yield Problem(
+                    "would be overwritten, and is not known to be of this bundle", path,
+                    "move it elsewhere; where this is a damaged copy of the bundle, `bundler repair` "
+                    "it first, or remove its folder",
+                )  # fmt: skip
 
     def _is_folded(self, path: str) -> bool:
         return (self.place.root / path).exists()
@@ -167,8 +186,10 @@ class Surveyor:
         return tuple(piece for piece in pieces if piece not in right)
 
     def _head_is_right(self) -> bool:
-        lying = {name: bounded_bytes(self.place.root / name) for name in BESIDE}
-        return all(lying[name] == self.beside.get(name) for name in BESIDE)
+        return all(map(self._is_right, BESIDE))
+
+    def _is_right(self, name: str) -> bool:
+        return bounded_bytes(self.place.root / name) == self.beside.get(name)
 
     def _others(self, there: Mapping[str, There]) -> tuple[tuple[There, ...], tuple[str, ...]]:
         """Return what an older version left, and what is not of this bundle at all."""
@@ -185,13 +206,20 @@ class Surveyor:
         return tuple(left), tuple(foreign)
 
     def _is_as_it_was(self, older: BundleFile, lying: There) -> bool:
-        """Tell whether a file is what the older version put there, by its size and its beginning."""
+        """Tell whether a file is what the older version put there.
+
+        Its size and its beginning tell that well enough to name it; to delete it, every byte must.
+        """
         if lying.size_bytes != older.size_bytes:
             return False
-        first = pieces_of(older, self.manifest.segment_bytes)[:1]
-        return all(
-            not fault for _, fault in self.reading.faults(self.place.root / older.path, first)
-        )
+        pieces = pieces_of(older, self._segment_bytes[older.path])
+        pieces = pieces if self.deleting else pieces[:1]
+        for piece, fault in self.reading.faults(self.place.root / older.path, pieces):
+            self._done += piece.size_bytes
+            self.progress(self._done, max(self._done, self._total))
+            if fault:
+                return False
+        return True
 
 
 def _known_to_differ(file: BundleFile, older: BundleFile | None) -> frozenset[int]:

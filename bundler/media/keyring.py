@@ -234,6 +234,8 @@ def _followed(ring: Keyring, key: KnownKey, proved: list[Statement]) -> Keyring:
     for new_id, new in islice(named.items(), _MOST_RIVALS):
         if new_id not in ring.keys:
             ring = ring.with_key(new)
+    if len(rivals) == 1:
+        ring = _of_one_maker(ring, key.key_id, *rivals)
     if len(rivals) > 1:
         some = " and ".join(sorted(rivals)[:2])
         why = f"key {key.key_id} named more than one key to follow it: {some}"
@@ -242,6 +244,29 @@ def _followed(ring: Keyring, key: KnownKey, proved: list[Statement]) -> Keyring:
     if voids:
         ring = revoke(ring, key.key_id, voids[-1].reason, {void.new_key_id for void in voids})
     return ring
+
+
+def _of_one_maker(ring: Keyring, key_id: str, new_id: str) -> Keyring:
+    """Return the ring knowing that a key which a person trusted here follows another one.
+
+    It is believed as before; but what was seen of the maker counts for both keys from now on, or a
+    bundle of the old key could take the place of a later one of the new key.
+    """
+    new = ring.keys.get(new_id)
+    if new is None or new.successor_of or ring.first_of(key_id) == new_id:
+        return ring
+    return _homed(ring.with_key(new.model_copy(update={"successor_of": key_id})))
+
+
+def _homed(ring: Keyring) -> Keyring:
+    """Return the ring with all that was seen filed under its maker's first key."""
+    seen: dict[str, Seen] = {}
+    for place, last in ring.seen.items():
+        key_id, _, name = place.partition("/")
+        home = f"{ring.first_of(key_id)}/{name}"
+        if home not in seen or seen[home].order < last.order:
+            seen[home] = last
+    return ring.model_copy(update={"seen": seen})
 
 
 def _named(ring: Keyring, statement: Statement, key: KnownKey) -> KnownKey | None:
@@ -279,17 +304,18 @@ def joined(one: Keyring, other: Keyring) -> Keyring:
     for name, latest in other.made.items():
         if name not in made or made[name].sealed < latest.sealed:
             made[name] = latest
-    return one.model_copy(update={
+    return _homed(one.model_copy(update={
         "keys": keys, "seen": seen, "made": made,
         "statements": joined_statements(one.statements, other.statements),
-    })  # fmt: skip
+    }))  # fmt: skip
 
 
-def _weight(key: KnownKey) -> int:
-    """Return how much stands behind what is known of a key."""
+def _weight(key: KnownKey) -> tuple[int, bool]:
+    """Return how much stands behind what is known of a key, and whether it is known whom it follows."""
+    follows = bool(key.successor_of)
     if key.status == "revoked":
-        return 3
-    return 2 if key.by_hand else 1 if key.status == "doubted" else 0
+        return 3, follows
+    return 2 if key.by_hand else 1 if key.status == "doubted" else 0, follows
 
 
 def joined_statements(

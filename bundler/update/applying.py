@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256 as sha256_of
@@ -31,7 +31,7 @@ from bundler.manifest import (
     sums_text,
 )
 from bundler.media.copies import Candidate, bounded_bytes, right_manifest
-from bundler.media.keyring import Keyring, KnownKey
+from bundler.media.keyring import Keyring, KnownKey, hear
 from bundler.media.signature import MAX_SIGNATURE_BYTES
 from bundler.store import sync_folder
 from bundler.update.delta import BESIDE_FOLDER, TRAVELLING, Side, check_delta, side_of
@@ -79,6 +79,8 @@ class Trust:
     """Look for accidents alone."""
     same_maker: bool = False
     allow_older: bool = False
+    learned: Callable[[Keyring], None] = lambda ring: None
+    """Told what trusted keys say of keys, before anything is judged: a refused update teaches too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,9 @@ def apply_delta(
     """
     bundle = bundle.resolve()
     read = read_delta(root)
+    told = hear(trust.ring, read.new.statements)
+    if told != trust.ring and not dry_run:
+        trust.learned(told)
     with _alone(bundle):
         # Before anything is read, moved or removed: a link could lead each of those elsewhere.
         refuse_unsafe(bundle, unsafe_findings(bundle))

@@ -77,8 +77,9 @@ def _apply(asked: argparse.Namespace) -> None:
         if not asked.dry_run:
             write_ring(folder, ring)
     trust = Trust(
-        ring, unsigned=asked.unsigned, same_maker=asked.same_maker, allow_older=asked.allow_older
-    )
+        ring, unsigned=asked.unsigned, same_maker=asked.same_maker, allow_older=asked.allow_older,
+        learned=lambda told: write_ring(folder, told),
+    )  # fmt: skip
     steps = _Steps()
     done = apply_delta(asked.delta, asked.bundle, trust, steps.report, dry_run=asked.dry_run)
     steps.end()
