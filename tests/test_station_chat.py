@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from bundler.manifest import SWITCH_NAME, UNFINISHED_NAME
 from bundler.station.configuration import this_platform
 from bundler.testing.station_bundle import make_bundle
 from bundler.testing.station_process import running_station
@@ -285,6 +286,22 @@ def test_a_flipped_byte_in_a_corpus_is_noticed_and_nothing_dies(tmp_path):
             assert time.monotonic() < deadline
             time.sleep(0.05)
         assert CLIENT.get(station.url + "search", params={"q": "boil"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("left", "said"), [(SWITCH_NAME, "parts of two versions"), (UNFINISHED_NAME, "was cut off")]
+)
+def test_what_was_cut_off_is_said_and_what_there_is_opens_all_the_same(tmp_path, left, said):
+    root = make_bundle(tmp_path, platform=this_platform(), model=False)
+    if left == SWITCH_NAME:
+        (root / left).parent.mkdir()
+        (root / left).write_text("0" * 64)
+    else:
+        (root / left).mkdir()
+    with running_station(root) as station:
+        (warning,) = CLIENT.get(station.url + "api/status").json()["warnings"]
+        assert said in warning
+        assert "Boiling" in CLIENT.get(station.url + "search", params={"q": "boil"}).text
 
 
 def test_a_drive_that_was_pulled_out_is_said_and_pages_still_come(tmp_path):

@@ -57,6 +57,8 @@ def run(bundle: Bundle, options: argparse.Namespace) -> int:
             print(f"{bundle.title} is already open at {url}", flush=True)  # noqa: T201
             _open(url, options.no_browser)
             return 0
+    if unfinished := bundle.unfinished():
+        _say(f"warning: {unfinished}")
     picked = pick_tier(bundle, options, wish)
     if picked is not None:
         bundle = bundle.for_tier(picked.tier.name)

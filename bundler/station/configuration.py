@@ -45,6 +45,8 @@ class ModelEntry:
     """Files of LoRA adapters that are applied to it, each with its scale."""
     projector: str = ""
     """File of the projector with which it sees; empty for a model that only reads."""
+    shards: tuple[str, ...] = ()
+    """All its files where it is cut into several; the program is given the first, `file`."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,20 @@ class Bundle:
     def for_tier(self, name: str) -> Bundle:
         """Return the bundle with the models of one tier, and those of all tiers, only."""
         return replace(self, models=tuple(m for m in self.models if m.tier in ("", name)))
+
+    def unfinished(self) -> str:
+        """Say that an update, or the copy to here, was cut off; "" when neither was.
+
+        What there is may be opened all the same: somebody may need it now.
+        """
+        if (self.root / ".bundler-update" / "switch").is_file():
+            return (
+                "An update of this bundle was cut off in its last step: parts of two versions lie "
+                "here. To finish it, run the same update again."
+            )
+        if (self.root / ".bundler-deploy").is_dir():
+            return "The copy of this bundle was cut off: something may be missing. Copy it again."
+        return ""
 
     def model_for(self, *roles: str) -> ModelEntry | None:
         """Return the first model with one of `roles`, in the order the roles are given."""
@@ -244,6 +260,7 @@ def _model(reader: Reader, where: str, table: Mapping[str, Any]) -> ModelEntry:
             )
         ),
         projector=reader.path(table, "projector", where) if "projector" in table else "",
+        shards=reader.paths(table, "shards", where),
     )
 
 

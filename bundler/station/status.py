@@ -119,7 +119,8 @@ class StatusLine:
     def _warnings(self) -> list[str]:
         if not _can_be_read(self.bundle.root / "station.json"):
             return ["The drive with this bundle cannot be read. Put it back in, then start again."]
-        return self._about_the_set() + [
+        unfinished = self.bundle.unfinished()
+        return [unfinished] * bool(unfinished) + self._about_the_set() + [
             f"{corpus.entry.title}: {corpus.reason}." if corpus.available
             else f"{corpus.entry.title} is unavailable: {corpus.reason}."
             for corpus in self.library.corpora.values() if corpus.reason
