@@ -3,7 +3,7 @@ PYTHON ?= python3
 BUNDLER = .venv/bin/bundler
 PYTEST = .venv/bin/python -m pytest
 
-.PHONY: bench-media bench-update bench-plan demo faults test check setup setup-test lint types requirements clean
+.PHONY: bench-outliers bench-media bench-update bench-plan bench-quant demo faults test check setup setup-test lint types requirements clean
 
 demo: setup
 	@$(BUNDLER) lock recipes/quickstart.toml --progress quiet
@@ -11,6 +11,11 @@ demo: setup
 
 test: setup-test check
 	@$(PYTEST) -n 2 --dist loadfile
+
+# Compiles llama.cpp's server with Vulkan (once, a quarter of an hour of two cores) and runs it on Mesa's
+# software device. Debian: cmake ninja-build g++ glslc libvulkan-dev spirv-headers mesa-vulkan-drivers.
+test-vulkan: setup-test
+	@BUNDLER_SLOW_NATIVE=1 $(PYTEST) -m slow_native tests/test_vulkan_native.py
 
 check: setup-test
 	@.venv/bin/ruff check .
@@ -37,9 +42,25 @@ bench-plan: setup-test
 bench-media: setup-test
 	@.venv/bin/python bench/media.py
 
-# Every case of the fault catalogue, long sweeps included (half an hour): what was tried, what held.
+# Every case of the fault catalogue, long sweeps included (half an hour): what was tried, what held, and
+# what cannot be tried here. `python tools/faults.py A5 C` runs some. The last line is JSON.
 faults: setup-test
 	@.venv/bin/python tools/faults.py
+
+# Mixes of measured types against llama.cpp's own at equal bytes, on held-out text. Takes half an hour;
+# `bench/quantization.py --model DIR` adds a model.
+bench-quant: setup-test
+	@.venv/bin/python bench/quantization.py
+
+# Quality figures against llama-perplexity's on the same text: agreement and speed. Needs a tree of
+# llama.cpp's source (BUNDLER_LLAMA_CPP_SOURCE) and a compiler. The last line is JSON.
+bench-proof: setup-test
+	@.venv/bin/python bench/proof.py
+
+# Outliers made, measured and mended, and corrections by adapters against the same bytes as bits. Takes
+# half an hour; `bench/outliers.py MODEL...` takes other models. The last line is JSON.
+bench-outliers: setup-test
+	@.venv/bin/python bench/outliers.py
 
 # What an update costs in bytes: a model quantized anew, a library a month later. Takes minutes.
 bench-update: setup-test

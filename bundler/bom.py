@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from bundler.attest.terms import canonical
-from bundler.manifest import BundledCorpus, BundledModel, Manifest
+from bundler.manifest import BundledCorpus, BundledModel, Manifest, Origin
 from bundler.value import digest
 
 
@@ -24,6 +24,7 @@ def bill_of_materials(manifest: Manifest) -> dict[str, Any]:
     digests = {file.path: file.sha256 for file in manifest.files}
     components = [
         *_models(manifest, digests),
+        *_companions(manifest, digests),
         *(_corpus(corpus, digests[corpus.file]) for corpus in manifest.corpora),
         *map(_software, manifest.components),
     ]
@@ -52,7 +53,10 @@ def bill_of_materials(manifest: Manifest) -> dict[str, Any]:
             },
         },
         "components": components,
-        "dependencies": [{"ref": "bundle", "dependsOn": [c["bom-ref"] for c in components]}],
+        "dependencies": [
+            {"ref": "bundle", "dependsOn": [c["bom-ref"] for c in components]},
+            *_runs_with(manifest, components),
+        ],
     }
 
 
@@ -74,12 +78,13 @@ def _models(manifest: Manifest, digests: Mapping[str, str]) -> list[dict[str, An
         files.setdefault((model.name, model.file), []).append(model)
     count = Counter(name for name, _ in files)
     return [
-        _model(*same, alone=count[name] == 1, sha256=digests[file])
-        for (name, file), same in files.items()
+        _model(*same, alone=count[name] == 1, digests=digests) for (name, _), same in files.items()
     ]
 
 
-def _model(model: BundledModel, *others: BundledModel, alone: bool, sha256: str) -> dict[str, Any]:
+def _model(
+    model: BundledModel, *others: BundledModel, alone: bool, digests: Mapping[str, str]
+) -> dict[str, Any]:
     tiers = [one.tier for one in (model, *others) if one.tier]
     properties = [{"name": "bundler:tier", "value": tier} for tier in tiers]
     card: dict[str, Any] = {
@@ -104,8 +109,68 @@ def _model(model: BundledModel, *others: BundledModel, alone: bool, sha256: str)
             "modelCard": card,
         }
         | ({"properties": properties} if properties else {})
-        | _hash(sha256)
+        | _supplier(model.origin)
+        | _contents(model, digests)
     )
+
+
+def _contents(model: BundledModel, digests: Mapping[str, str]) -> dict[str, Any]:
+    """Return a model's digest, or its shards with a digest each."""
+    if not model.shards:
+        return _hash(digests[model.file])
+    return {
+        "components": [
+            {"type": "file", "bom-ref": f"file/{path}", "name": path} | _hash(digests[path])
+            for path in model.shards
+        ]
+    }
+
+
+def _companions(manifest: Manifest, digests: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Return a component for each file that models run with, once."""
+    found = {
+        one.file: {
+            "type": "machine-learning-model",
+            "bom-ref": f"file/{one.file}",
+            "name": one.file.rpartition("/")[2],
+            "version": one.origin.revision or "unknown",
+            "description": f"{one.origin.reference}, {one.kind} of {model.name}",
+            "licenses": _licences(one.origin.licence),
+            "properties": [{"name": "bundler:kind", "value": one.kind}],
+        }
+        | _supplier(one.origin)
+        | _hash(digests[one.file])
+        for model in manifest.models
+        for one in model.companions
+    }
+    return [found[path] for path in sorted(found)]
+
+
+def _runs_with(
+    manifest: Manifest, components: Iterable[Mapping[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """Yield what each model depends on, where it is anything."""
+    there = {component["bom-ref"] for component in components}
+    found: dict[str, list[str]] = {}
+    for model in manifest.models:
+        named = f"model/{model.name}@{model.tier}"
+        reference = named if named in there else f"model/{model.name}"
+        if reference in there and model.companions:
+            needed = found.setdefault(reference, [])
+            needed += [ref for one in model.companions if (ref := f"file/{one.file}") not in needed]
+    for reference, needed in sorted(found.items()):
+        yield {"ref": reference, "dependsOn": needed}
+
+
+def _supplier(origin: Origin) -> dict[str, Any]:
+    """Say whom it is from, where the reference says that: an owner on a hub, or a host."""
+    source, _, locator = origin.reference.partition(":")
+    name = ""
+    if source == "hf":
+        name = locator.partition("/")[0]
+    elif source in ("http", "https"):
+        name = urlsplit(origin.reference).hostname or ""
+    return {"supplier": {"name": name}} if name else {}
 
 
 def _hash(sha256: str) -> dict[str, Any]:
@@ -120,7 +185,7 @@ def _corpus(corpus: BundledCorpus, sha256: str) -> dict[str, Any]:
         "version": corpus.origin.revision or "unknown",
         "description": f"{corpus.origin.reference}, {corpus.coverage.articles_indexed} articles",
         "licenses": _licences(corpus.origin.licence),
-    } | _hash(sha256)
+    } | _supplier(corpus.origin) | _hash(sha256)  # fmt: skip
 
 
 def _software(component: Mapping[str, Any]) -> dict[str, Any]:

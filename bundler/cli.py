@@ -19,6 +19,7 @@ import bundler
 from bundler import (
     command_order,
     deploy_commands,
+    inspect_commands,
     key_commands,
     machine_commands,
     packing_commands,
@@ -41,6 +42,7 @@ app.command()(repair_commands.repair)
 app.command()(deploy_commands.deploy)
 app.command()(machine_commands.targets)
 app.command()(machine_commands.doctor)
+app.command()(inspect_commands.inspect)
 packing_commands.add_to(app)
 update_commands.add_to(app)
 
@@ -114,7 +116,7 @@ def main() -> None:
     except TyperException as error:
         error.show() if isinstance(error, _Showable) else typer.echo(str(error), err=True)
         code = error.exit_code
-    except OSError as error:
+    except (OSError, MemoryError) as error:
         code = _show(of_the_system(error), debug)
     except Exception as error:  # noqa: BLE001 - the last catcher: no traceback is for users
         code = _show(_bug(error), debug)
@@ -327,6 +329,9 @@ def verify(
         bool,
         typer.Option("--allow-older", help="Accept a bundle older than one that was seen here."),
     ] = False,
+    proofs: Annotated[
+        bool, typer.Option("--proofs", help="Run its models again: do they do what is recorded?")
+    ] = False,
     keys: key_commands.KeysFolder = None,
     progress: ProgressMode = "auto", as_json: AsJson = False,
 ) -> None:  # fmt: skip
@@ -353,6 +358,8 @@ def verify(
     )  # fmt: skip
     if not as_json:
         results.show_whole(screen, found, signed_by)
+    if proofs:
+        results.recheck(screen, bundle, found.manifest)
 
 
 @app.command()

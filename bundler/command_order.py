@@ -9,6 +9,7 @@ import typer
 PANELS = {
     "From a recipe to a bundle": ("init", "lock", "plan", "build"),
     "Is it whole, and whose is it": ("verify", "repair", "key"),
+    "What is inside a model": ("inspect",),
     "To others, and newer versions": ("deploy", "pack", "unpack", "diff", "update", "apply"),
     "At the far end": ("serve",),
     "Machines and plugins": ("targets", "doctor", "plugins", "schema"),

@@ -8,6 +8,7 @@
     bom.cdx.json, licenses/             what it is made of, and on which terms
     station.json                        what the station reads
     models/<name>/…  corpora/<name>.zim
+    proofs/                             fingerprints of the unquantized models
     app/                                the station's code, the same for all platforms
     runtime/<platform>/                 Python, packages and model server for one platform
 """
@@ -15,7 +16,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ import bundler
 from bundler.attest.provenance import PROVENANCE_NAME, provenance
 from bundler.attest.verdicts import licences_page
 from bundler.bom import bill_of_materials
-from bundler.execute import Results
+from bundler.errors import DoesNotFit, PluginError
+from bundler.execute import Results, files_left
 from bundler.far_end.carried import (
     PAR2_IN_SITE,
     PAR2_TWIN,
@@ -32,6 +34,7 @@ from bundler.far_end.carried import (
     carried_files,
     rescue_script,
 )
+from bundler.feedback.measurements import PROOF_ACTION
 from bundler.layout import Layout
 from bundler.lock import Lock, Resolution
 from bundler.manifest import (
@@ -43,12 +46,14 @@ from bundler.manifest import (
     Origin,
 )
 from bundler.plan import Choice, Companion, FileInput, Plan
+from bundler.planning.filesystems import largest_file_bytes, too_large
 from bundler.planning.tiers import bundled_tiers, recipe_digest
 from bundler.proof import Coverage, Proof
 from bundler.recipe import Recipe
 from bundler.report import readme_html, report_html
 from bundler.starters import start_files
 from bundler.value import pretty_json
+from bundler.weights.shard_names import shard_name
 
 ModelOfTier = tuple[str, str]
 """A model's name and its tier's; the tier of a recipe for one machine is named ""."""
@@ -99,9 +104,8 @@ def compose(
         corpora=corpora,
         components=components,
         step_keys=dict(results.keys),
-        files=(),
+        files=layout.files(),
     )
-    manifest = manifest.model_copy(update={"files": layout.files()})
     layout.add_data("licenses/INDEX.txt", licences_page(manifest).encode())
     layout.add_data("bom.cdx.json", pretty_json(bill_of_materials(manifest)).encode())
     layout.add_data("report.html", report_html(manifest, plan).encode())
@@ -130,12 +134,20 @@ class ModelPaths:
     def __init__(self) -> None:
         self._by_digest: dict[str, str] = {}
 
+    def paths(self, choice: Choice, digests: Sequence[str]) -> tuple[str, ...]:
+        """Return the places of one model's files: of its only one, or of its shards in order."""
+        path = self.path(choice, "+".join(digests))
+        stem, _, _ = path.rpartition(".")
+        if len(digests) == 1:
+            return (path,)
+        return tuple(shard_name(stem, n, len(digests)) for n in range(1, len(digests) + 1))
+
     def path(self, choice: Choice, sha256: str) -> str:
-        """Return the place of one model's file."""
+        """Return a place for a file; `sha256` are several, joined by `+`, for one that is cut."""
         if sha256 not in self._by_digest:
             quant = re.sub(r"[^A-Za-z0-9._-]+", "-", choice.offer.quant)
             stem = f"models/{choice.model}/{choice.model}-{quant}"
-            stems = (stem, f"{stem}-{choice.tier or 'other'}", f"{stem}-{sha256}")
+            stems = (stem, f"{stem}-{choice.tier or 'other'}", f"{stem}-{sha256[:64]}")
             # Many filesystems do not tell upper from lower case.
             taken = {path.casefold() for path in self._by_digest.values()}
             paths = (f"{one}.{choice.offer.format}" for one in stems)
@@ -155,18 +167,15 @@ def _add_model(
     layout: Layout, placed: ModelPaths, choice: Choice, recipe: Recipe, lock: Lock,
     results: Results, proofs: Mapping[ModelOfTier, Proof],
 ) -> BundledModel:  # fmt: skip
-    offer = choice.offer
-    if isinstance(offer.output, FileInput):
-        sha256, size_bytes = offer.output.sha256, offer.output.size_bytes
-    else:
-        step = choice.step_prefix + offer.output.step
-        sha256, size_bytes = results.by_step[step].files[offer.output.file]
-    path = placed.path(choice, sha256)
-    layout.add_object(path, sha256, size_bytes)
+    offer, files = choice.offer, _model_files(choice, results)
+    paths = placed.paths(choice, [sha256 for sha256, _ in files])
+    for path, (sha256, size_bytes) in zip(paths, files, strict=True):
+        layout.add_object(path, sha256, size_bytes)
     return BundledModel(
         name=choice.model,
         role=choice.role,
-        file=path,
+        file=paths[0],
+        shards=paths if len(paths) > 1 else (),
         engine=offer.engine,
         quant=offer.quant,
         kv_cache=offer.kv_cache,
@@ -178,9 +187,37 @@ def _add_model(
         residency=choice.residency,
         gpu_layers=offer.gpu_layers,
         origin=_origin(lock.models[choice.model].resolution, recipe.models[choice.model].licence),
-        proof=proofs.get((choice.model, choice.tier)),
+        proof=_add_fingerprint(layout, choice, results, proofs.get((choice.model, choice.tier))),
         companions=_add_companions(layout, placed, choice, recipe, lock),
     )
+
+
+def _add_fingerprint(
+    layout: Layout, choice: Choice, results: Results, proof: Proof | None
+) -> Proof | None:
+    """Add the reference's fingerprint that a proof left, and return the proof that names its place."""
+    if proof is None or proof.fingerprint is None:
+        return proof
+    known = proof.fingerprint
+    left = results.by_step[choice.step_prefix + PROOF_ACTION].files
+    size = next((size for sha256, size in left.values() if sha256 == known.sha256), None)
+    if size is None:
+        raise PluginError(
+            "the proof speaks of a fingerprint that was not left", where=choice.step_prefix
+        )
+    path = f"proofs/{choice.model}-{known.sha256[:12]}.likelihoods"
+    layout.add_object(path, known.sha256, size)
+    named = known.model_copy(update={"file": path, "size_bytes": size})
+    return proof.model_copy(update={"fingerprint": named})
+
+
+def _model_files(choice: Choice, results: Results) -> list[tuple[str, int]]:
+    """Return SHA-256 and size of a model's file, or of its shards in order."""
+    offer = choice.offer
+    if isinstance(offer.output, FileInput):
+        return [(one.sha256, one.size_bytes) for one in (offer.output, *offer.other_shards)]
+    result = results.by_step[choice.step_prefix + offer.output.step]
+    return list(files_left(offer.output, result, "the bundle").values())
 
 
 def _add_companions(
@@ -210,7 +247,11 @@ def _add_corpus(
     request = recipe.corpora[name]
     result = results.by_step[f"corpora/{name}"]
     path = f"corpora/{name}.zim"
-    layout.add_object(path, *result.files["corpus.zim"])
+    sha256, size_bytes = result.files["corpus.zim"]
+    most_bytes = largest_file_bytes(recipe)
+    if most_bytes is not None and size_bytes > most_bytes:  # known only now, if it was made here
+        raise DoesNotFit(too_large(f"corpora.{name}", size_bytes, most_bytes))
+    layout.add_object(path, sha256, size_bytes)
     coverage = Coverage.model_validate(result.facts)
     return BundledCorpus(
         name=name,
@@ -325,6 +366,7 @@ def station_settings(
                 "name": model.name,
                 "role": model.role,
                 "file": model.file,
+                **({"shards": list(model.shards)} if model.shards else {}),
                 "context_tokens": model.context_tokens,
                 "parallel": model.parallel,
                 "kv_cache": model.kv_cache,

@@ -165,14 +165,17 @@ _REFUSALS = {
     errno.ENOSPC: "free some space and run the same command again: finished work is kept",
     errno.EDQUOT: "your share of that disk is used up: free some space, then run it again",
     errno.EFBIG: "that filesystem cannot hold so large a file: use exFAT, NTFS or ext4",
+    errno.ENOMEM: "close other programs, or raise the limit (ulimit -v), and run it again",
 }  # fmt: skip
 
 
-def of_the_system(error: OSError) -> BundlerError:
-    """Return what the system refused as an error of ours: `DoesNotFit` where a disk is the cause.
+def of_the_system(error: OSError | MemoryError) -> BundlerError:
+    """Return what the system refused as an error of ours: `DoesNotFit` where disk or memory is the cause.
 
     For the edges only, where nobody nearer knew better.
     """
+    if isinstance(error, MemoryError):
+        return DoesNotFit("ran out of memory", hint=_REFUSALS[errno.ENOMEM])
     kind = DoesNotFit if error.errno in _REFUSALS else StepFailed
     said = error.strerror or str(error)
     hint = _REFUSALS.get(error.errno or 0, "")

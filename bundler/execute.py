@@ -9,20 +9,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from bundler.errors import BundlerError, PluginError, StepFailed, UnsafeInput
 from bundler.events import Progress, StepFinished, StepStarted
 from bundler.hookspecs import Maker, Task
 from bundler.lock import Lock
-from bundler.plan import FileInput, Plan, Step, step_keys
+from bundler.plan import FileInput, Plan, Step, StepInput, step_keys
 from bundler.plugins import Plugins
 from bundler.sourcing import locked_files
 from bundler.store import StoredResult, full_disk_is_an_error
 from bundler.transfer import fetch
 from bundler.turns import turn
 from bundler.value import canonical_json, check_relative_path
+from bundler.weights.shard_names import in_order, read_shard_name
 from bundler.world import World
 
 
@@ -81,7 +82,12 @@ def fetch_inputs(
         if isinstance(given, FileInput)
     }
     wanted |= {one.file.sha256 for c in plan.choices for one in c.offer.companions}
-    wanted |= {c.offer.output.sha256 for c in plan.choices if isinstance(c.offer.output, FileInput)}
+    wanted |= {
+        file.sha256
+        for choice in plan.choices
+        for file in (choice.offer.output, *choice.offer.other_shards)
+        if isinstance(file, FileInput) and isinstance(choice.offer.output, FileInput)
+    }
     files = [
         (source, file) for source, file in locked_files(lock, plugins) if file.sha256 in wanted
     ]
@@ -119,21 +125,44 @@ def _do(
 
 def _inputs(step: Step, done: Mapping[str, StoredResult], world: World) -> dict[str, Path]:
     """Return each input as a verified file of the store."""
-    paths = {}
+    paths: dict[str, Path] = {}
     for name, given in step.inputs.items():
         check_relative_path(name)
         if isinstance(given, FileInput):
             sha256 = given.sha256
         else:
-            files = done[given.step].files
-            if given.file not in files:
-                raise PluginError(
-                    f"{given.step} did not leave {given.file!r}, which {step.name} needs",
-                    hint=f"it left: {', '.join(sorted(files)) or 'nothing'}",
-                )
-            sha256 = files[given.file][0]
+            left = files_left(given, done[given.step], step.name)
+            if given.shards:
+                paths |= {shard: world.store.verified(left[shard][0]) for shard in left}
+                continue
+            sha256 = left[given.file][0]
         paths[name] = world.store.verified(sha256)
     return paths
+
+
+def files_left(
+    given: StepInput, result: StoredResult, needed_by: str
+) -> dict[str, tuple[str, int]]:
+    """Return what an earlier step left of what another reads, in order: name → SHA-256 and size.
+
+    Raises:
+        PluginError: it left nothing of that name, or not all shards.
+    """
+    if not given.shards:
+        if given.file in result.files:
+            return {given.file: result.files[given.file]}
+        raise PluginError(
+            f"{given.step} did not leave {given.file!r}, which {needed_by} needs",
+            hint=f"it left: {', '.join(sorted(result.files)) or 'nothing'}",
+        )
+    stem = PurePosixPath(given.file).stem
+    names = [n for n in result.files if (said := read_shard_name(n)) and said.stem == stem]
+    if not names:
+        raise PluginError(f"{given.step} left no shard of {given.file!r}, which {needed_by} needs")
+    try:
+        return {name: result.files[name] for name in in_order(names)}
+    except UnsafeInput as error:
+        raise PluginError(f"{given.step} did not leave all shards: {error}") from error
 
 
 def _run(maker: Maker, step: Step, task: Task) -> dict[str, Any]:

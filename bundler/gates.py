@@ -11,11 +11,15 @@ from bundler.recipe import Gates
 
 DEVICE_GATES = frozenset({"min_tokens_per_second", "max_memory"})
 """Gates on figures that belong to the device of the proof; the others are the model's own."""
-_AT_MOST = frozenset({"max_kld_mean", "max_perplexity_ratio", "max_memory"})
+_AT_MOST = frozenset(
+    {"max_kld_mean", "max_kld_p999", "max_perplexity_ratio", "max_memory", "max_new_loops"}
+)
 _HINTS = {
     "max_kld_mean": "allow a larger quantization, or raise the limit",
+    "max_kld_p999": "allow a larger quantization, or raise the limit",
     "min_top1": "allow a larger quantization, or lower the limit",
     "max_perplexity_ratio": "allow a larger quantization, or raise the limit",
+    "max_new_loops": "allow a larger quantization, or raise the limit; the report has the answers' tails",
     "min_tokens_per_second": "choose a smaller quantization or model, or lower the limit",
     "max_memory": "choose a smaller quantization, context or number of users",
     "min_embedding_cosine": "allow a larger quantization, or lower the limit",
@@ -59,16 +63,25 @@ def measured_figures(proof: Proof | Measurement) -> dict[str, float | None]:
     generates = proof.speed.generated_tokens > 0
     return {
         "max_kld_mean": quality.kld_mean if quality else None,
+        "max_kld_p999": quality.kld_p999 if quality else None,
         "min_top1": quality.top1_agreement if quality else None,
         "max_perplexity_ratio": quality.perplexity / quality.reference_perplexity
         if quality
         else None,
+        "max_new_loops": new_loop_share(proof),
         "min_tokens_per_second": proof.speed.generation_tokens_per_second if generates else None,
         "max_memory": float(proof.device.peak_memory_bytes)
         if proof.device.peak_memory_bytes
         else None,
         "min_embedding_cosine": proof.embedding_cosine_min,
     }
+
+
+def new_loop_share(proof: Proof | Measurement) -> float | None:
+    """Return how many more of the long answers loop than the control's; None if there are none."""
+    if isinstance(proof, Measurement):
+        return proof.new_loop_share
+    return proof.long_answers.new_loop_share if proof.long_answers else None
 
 
 def gate_problems(results: Iterable[GateResult], model: str) -> list[Problem]:

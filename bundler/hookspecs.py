@@ -126,6 +126,10 @@ class Engine(Maker, Protocol):
     read, base: ModelFacts) -> AdapterFacts` and `projector_facts(…) -> ProjectorFacts`, which read
     their headers as `facts` does and hold them against the model's; its offers then name them as
     `companions`.
+
+    An engine whose files can be cut into several has `cut(offer: Offer, most_bytes: int) -> Offer |
+    None`: an offer of the same model of which no file is larger, or None where that cannot be. It
+    is asked where the stick cannot hold an offer's file; `Offer.cut` says what it is cut from.
     """
 
     def facts(

@@ -208,6 +208,8 @@ class Measurement(Value):
     speed: Speed
     quality: Quality | None = None
     embedding_cosine_min: float | None = None
+    new_loop_share: float | None = Field(default=None, ge=0, le=1)
+    """Of its long answers, how many more end in a loop than of the unquantized model."""
 
     @model_validator(mode="after")
     def _figures_are_possible(self) -> Measurement:

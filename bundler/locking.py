@@ -15,6 +15,7 @@ from bundler.lock import Lock
 from bundler.plan import FileInput, Plan
 from bundler.plugins import Plugins
 from bundler.recipe import Recipe
+from bundler.recipe_places import placed
 from bundler.resolve import (
     changed_local_files,
     differences,
@@ -53,9 +54,12 @@ def check_names(recipe: Recipe, recipe_path: Path, plugins: Plugins) -> None:
             near = get_close_matches(name, known, n=1, cutoff=0.5)
             guess = f"did you mean {near[0]!r}? " if near else ""
             hint = f"{guess}there is: {', '.join(known)}"
-            problems.append(Problem(f"{key}: {name!r} is not installed", str(recipe_path), hint))
+            said = "is not installed"
+            if known is plugins.targets:
+                said, hint = "is in no catalogue", f"{guess}`bundler targets` lists them all"
+            problems.append(Problem(f"{key}: {name!r} {said}", hint=hint, key=key))
     if problems:
-        raise RecipeError(problems)
+        raise placed(RecipeError(problems), recipe_path)
 
 
 def ensure_lock(

@@ -6,7 +6,7 @@ format of coreutils, so that a bundle can be checked with `sha256sum -c` and not
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -16,6 +16,7 @@ from bundler.hardware import Platform, Target
 from bundler.plan import Memory
 from bundler.proof import Coverage, Proof
 from bundler.value import Name, RelativePath, Sha256, Value
+from bundler.weights.shard_names import read_shard_name, shard_name
 
 MANIFEST_NAME = "manifest.json"
 SUMS_NAME = "SHA256SUMS"
@@ -79,6 +80,7 @@ class BundledModel(Value):
     name: Name
     role: str
     file: RelativePath
+    """Its file, or the first of its shards."""
     engine: str
     quant: str
     kv_cache: str
@@ -95,13 +97,21 @@ class BundledModel(Value):
     proof: Proof | None = None
     companions: tuple[BundledCompanion, ...] = ()
     """LoRA adapters and a projector that it runs with."""
+    shards: tuple[RelativePath, ...] = ()
+    """All its files in order, where it is cut into several for a filesystem of small files."""
+
+    @property
+    def files(self) -> tuple[RelativePath, ...]:
+        """Its file, or its shards in order."""
+        return self.shards or (self.file,)
 
     @model_serializer(mode="wrap")
     def _without_empty(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Manifests of models that run with nothing else read as they always did.
+        # Manifests of models in one file that run with nothing else read as they always did.
         written: dict[str, Any] = write(self)
-        if not written.get("companions"):
-            written.pop("companions", None)
+        for name in ("companions", "shards"):
+            if not written.get(name):
+                written.pop(name, None)
         return written
 
 
@@ -190,6 +200,8 @@ class Manifest(Value):
     @model_validator(mode="after")
     def _hangs_together(self) -> Manifest:
         _check_files(self.files, self.segment_bytes)
+        for model in self.models:
+            _check_model_shards(model, {file.path for file in self.files})
         if self.parity is not None:
             _check_parity(self.parity, {file.path: file for file in self.files})
         return self
@@ -211,6 +223,22 @@ def _check_files(files: tuple[BundleFile, ...], segment_bytes: int) -> None:
         above = PurePosixPath(file.path.casefold()).parents
         if any(parent.as_posix() in taken for parent in above):
             raise ValueError(f"{file.path!r} lies below another file")
+
+
+def _check_model_shards(model: BundledModel, there: Set[str]) -> None:
+    """Refuse shards that are not all of one model: llama.cpp looks for them by the first one's name."""
+    said = read_shard_name(model.file)
+    if not model.shards and (said is None or said.total == 1):
+        return
+    count = len(model.shards)
+    stem = said.stem if said else model.file
+    for number, path in enumerate(model.shards or (model.file,), start=1):
+        if count == 0 or path != shard_name(stem, number, count):
+            raise ValueError(
+                f"{path!r} is not shard {number} of the {count} of models.{model.name}"
+            )
+        if path not in there:
+            raise ValueError(f"{path!r}, a shard of models.{model.name}, is not among the files")
 
 
 def _check_parity(parity: Parity, files: Mapping[str, BundleFile]) -> None:

@@ -16,6 +16,8 @@ from bundler.hardware import Target
 from bundler.hookspecs import Engine
 from bundler.lock import Lock
 from bundler.plan import Offer, OfferKey, Plan, place_of
+from bundler.planning.filesystems import largest_file_bytes
+from bundler.planning.limits import always_there_bytes
 from bundler.planning.planner import make_plan
 from bundler.planning.targeting import target_notes
 from bundler.planning.tiers import tier_notes, tier_targets
@@ -58,10 +60,14 @@ def make_the_plan(
         for name in recipe.runtime.use
         for format_ in plugins.named(plugins.runtimes, name, "runtime").formats
     )
-    fixed = sum(runtime.staged_bytes or runtime.size_bytes for runtime in lock.runtimes.values())
     plan = _best(
         lambda offers: make_plan(
-            recipe, lock, targets, offers, runtime_formats=formats, fixed_bytes=fixed
+            recipe,
+            lock,
+            targets,
+            offers,
+            runtime_formats=formats,
+            fixed_bytes=always_there_bytes(lock),
         ),
         ruled,
     )
@@ -100,7 +106,7 @@ def check_companions(recipe: Recipe, plugins: Plugins) -> None:
 
 
 def companion_notes(plan: Plan) -> list[str]:
-    """Say what models run with."""
+    """Say what models run with, and which are cut."""
     said = []
     for choice in plan.choices:
         kinds = [one.kind for one in choice.offer.companions]
@@ -113,6 +119,12 @@ def companion_notes(plan: Plan) -> list[str]:
             size = format_size(choice.offer.companion_bytes)
             said.append(f"{place} runs with {' and '.join(words)} ({size}), counted in its memory")
         said += [f"{place}: {note}" for note in choice.offer.notes]
+        if choice.offer.cut is not None:
+            most = format_size(choice.offer.cut.most_bytes)
+            said.append(
+                f"{place} has {format_size(choice.offer.disk_bytes)}: it is cut into files of at "
+                f"most {most}, which open as one model"
+            )
     return said
 
 
@@ -142,6 +154,7 @@ def _ruling(
     known = known_of(lock, name, request.role, asked_tokens=recipe.verify.tokens)
     with _problems_of(name):
         found = engine.offers(request, lock.models[name], target, lock.texts)
+        found = held_by_the_stick(found, engine, largest_file_bytes(recipe))
     ruling = rule(informed(found, known, target), known, request.gates, _tool_here(engine))
     ruling = ruling.of(lambda offer: allows(OfferKey.of(offer, name, tier)))
     if found and not ruling.allowed and not request.optional:
@@ -150,6 +163,22 @@ def _ruling(
             or [Problem("every offer failed its proof", place_of(name, tier))]
         )
     return ruling
+
+
+def held_by_the_stick(
+    offers: Sequence[Offer], engine: Engine, most_bytes: int | None
+) -> Sequence[Offer]:
+    """Return offers with what is too large for the stick's filesystem cut, where its engine can.
+
+    What cannot be cut is left as it is: the planner says why it is not taken.
+    """
+    cut = getattr(engine, "cut", None)
+    if most_bytes is None or cut is None:
+        return offers
+    return [
+        (offer.largest_file_bytes > most_bytes and cut(offer, most_bytes)) or offer
+        for offer in offers
+    ]
 
 
 @contextmanager

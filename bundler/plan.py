@@ -45,6 +45,9 @@ class StepInput(Value):
     step: str
     file: str
     """Its name in that step's result."""
+    shards: bool = False
+    """Whether it is cut: `file` then stands for all its shards, `model-00001-of-00003.gguf` and so
+    on for `model.gguf`, which keep their names where they are read."""
 
 
 class Step(Value):
@@ -94,6 +97,15 @@ class Companion(Value):
     """How strongly an adapter acts."""
 
 
+class Cut(Value):
+    """How a model's file is cut into shards."""
+
+    most_bytes: int
+    """The most that one shard may have."""
+    whole: StepInput | FileInput
+    """What is cut; the first shard of a model that comes in several larger ones."""
+
+
 class Offer(Value):
     """One way an engine could build a model."""
 
@@ -136,11 +148,26 @@ class Offer(Value):
     """In order; names are relative to `models/<name>/`. The last one leaves `model.gguf` etc."""
     output: StepInput | FileInput
     """Where the built model's file is found: made by a step, or taken as it was locked."""
+    other_shards: tuple[FileInput, ...] = ()
+    """Of a model that is locked in several files: those after the first, in order."""
+    cut: Cut | None = None
+    """How its file is cut where the stick's filesystem cannot hold it; its last step but the proof."""
+    indivisible_bytes: int = 0
+    """Size of the largest part of its file that cannot be cut, a tensor; 0 when not known."""
     companions: tuple[Companion, ...] = ()
     """What it runs with: adapters in the recipe's order, a projector. Their weights and what
     computing with them takes are in `memory`; their files are not in `disk_bytes`."""
     notes: tuple[str, ...] = ()
     """What a person should know who takes it."""
+
+    @property
+    def largest_file_bytes(self) -> int:
+        """The most that one of its model's files has."""
+        if self.cut is not None:
+            return min(self.disk_bytes, self.cut.most_bytes)
+        if not isinstance(self.output, FileInput) or not self.other_shards:
+            return self.disk_bytes
+        return max(one.size_bytes for one in (self.output, *self.other_shards))
 
     @property
     def companion_bytes(self) -> int:

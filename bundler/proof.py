@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from bundler.value import Sha256, Value
 
@@ -26,6 +26,19 @@ class Device(Value):
     """`nvml` (the driver's account of the process) or `backend` (its own account of buffers)."""
 
 
+class PositionFigures(Value):
+    """Some neighbouring positions of all windows."""
+
+    first: int
+    last: int
+    tokens: int
+    perplexity: float
+    perplexity_standard_error: float
+    reference_perplexity: float
+    kld_mean: float
+    kld_standard_error: float
+
+
 class Quality(Value):
     """A model against the unquantized one, on the same held-out text."""
 
@@ -44,6 +57,16 @@ class Quality(Value):
     kld_max: float
     top1_agreement: float
     """Share of tokens at which both models would say the same."""
+    kld_p999: float | None = None
+    top1_standard_error: float | None = None
+    top5_agreement: float | None = None
+    """Of the five likeliest tokens of both models, the share that is the same."""
+    top5_standard_error: float | None = None
+    reference_perplexity_standard_error: float | None = None
+    perplexity_ratio_standard_error: float | None = None
+    """Of the ratio of both perplexities, token by token: what both find hard cancels out."""
+    by_position: tuple[PositionFigures, ...] = ()
+    """Parts of the windows: errors of a KV cache grow with the position, those of weights do not."""
 
 
 class Speed(Value):
@@ -69,6 +92,75 @@ class Selftest(Value):
     """For embedders: what was embedded."""
     vector: tuple[float, ...] = ()
     """For embedders: the vector of `text`, of length 1."""
+    template_sha256: str = ""
+    """Of the chat template in the model's file; empty where there is none."""
+
+
+class Fingerprint(Value):
+    """The top of the reference's distributions, shipped; and how far the model was from it.
+
+    With it a far end knows that the model diverges from the unquantized one by so much at least.
+    """
+
+    file: str = ""
+    """Its path in the bundle."""
+    sha256: Sha256
+    size_bytes: int
+    positions: int
+    top: int
+    """Tokens of each position."""
+    bound_mean: float
+    """Lower bound of the mean divergence of the model that ships, in nats."""
+    bound_standard_error: float
+    sample_positions: tuple[int, ...]
+    """Which positions are asked again."""
+    sample_bounds: tuple[float, ...]
+    """The bound at each of them, from the 64 likeliest tokens of the model."""
+
+
+class Repetitiveness(Value):
+    """What the long answers of one model are like; averages over the answers."""
+
+    tokens: int
+    """Of all answers."""
+    looped: int
+    """Answers that end in a loop: the same thing at least three times over, to the end."""
+    ended_by_themselves: int
+    """Answers that the model ended, rather than the limit."""
+    repeated_share: float
+    """Of groups of 4 tokens, how many were there before in the same 512 tokens (rep-4)."""
+    distinct_pairs: float
+    """Unique pairs of neighbours by all pairs (distinct-2)."""
+    compression_ratio: float
+    """Bytes of the text by those of its zlib form: text that repeats itself shrinks more."""
+    entropy_first: float
+    entropy_last: float
+    """Mean entropy of the next token in nats, over the first and the last 256 tokens."""
+
+
+class LongAnswers(Value):
+    """Long answers beside those that the unquantized model gave, drawn with the same numbers."""
+
+    answers: int
+    """Pairs: the same question and the same seed."""
+    most_tokens: int
+    """At which an answer was cut off."""
+    sampling: Mapping[str, float | int]
+    """Temperature and cuts, as llama.cpp names them."""
+    sampling_source: str
+    new_loops: int
+    """Answers that loop where the control's does not."""
+    loops_gone: int
+    """Answers that do not loop where the control's does."""
+    new_loops_p_value: float
+    """One-sided, McNemar's exact test: how often chance alone would give as many new loops."""
+    model: Repetitiveness
+    control: Repetitiveness
+
+    @property
+    def new_loop_share(self) -> float:
+        """Return how many more answers loop than of the unquantized model, of all; 0 at least."""
+        return max(0, self.new_loops - self.loops_gone) / self.answers if self.answers else 0.0
 
 
 class GateResult(Value):
@@ -84,12 +176,17 @@ class Proof(Value):
     """The evidence that a built model does what the plan says. Bound to the model's digest."""
 
     model_sha256: Sha256
+    """Of the model's file, or of its first shard."""
+    other_shards_sha256: tuple[Sha256, ...] = ()
+    """Of its other shards, in order."""
     device: Device
     settings: Mapping[str, str | int | float | bool] = Field(default_factory=dict)
     predicted_memory_bytes: int
     """What the plan said the device would have to hold."""
     quality: Quality | None = None
     """None when there is nothing to compare with (a file taken as it comes without its source)."""
+    long_answers: LongAnswers | None = None
+    """None when none were asked for, or there is nothing to compare with."""
     speed: Speed
     sample_prompt: str
     sample_text: str
@@ -99,6 +196,17 @@ class Proof(Value):
     gates: tuple[GateResult, ...] = ()
     notes: tuple[str, ...] = ()
     selftest: Selftest | None = None
+    fingerprint: Fingerprint | None = None
+    """Of the reference; None where there is none, or the model does not write."""
+
+    @model_serializer(mode="wrap")
+    def _without_empty(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Proofs of models in one file read as they always did.
+        written: dict[str, Any] = write(self)
+        for name in ("other_shards_sha256", "fingerprint"):
+            if not written.get(name):
+                written.pop(name, None)
+        return written
 
 
 class Skipped(Value):

@@ -101,7 +101,11 @@ class BundleOptions(Value):
     max_download: Bytes | None = None
     """Most bytes that may be fetched for it; a plan that needs more is refused before it starts."""
     filesystem: Filesystem = "exfat"
-    """The stick's filesystem; FAT32 cannot hold files of 4 GiB or more."""
+    """The stick's filesystem. FAT32 cannot hold files of 4 GiB or more: larger models are cut into
+    several files, larger corpora are refused."""
+    max_file_size: Annotated[Bytes, Field(ge=1 << 20)] | None = None
+    """The most that one file of a model or corpus may have, as `"2 GB"`, where the filesystem or
+    the way there sets a limit; models that are larger are cut into several files."""
     parity: Annotated[
         float,
         Field(ge=0, le=50),
@@ -134,6 +138,8 @@ class Gates(Value):
 
     max_kld_mean: float | None = Field(default=None, allow_inf_nan=False, gt=0)
     """Mean KLD to the unquantized model, in nats."""
+    max_kld_p999: float | None = Field(default=None, allow_inf_nan=False, gt=0)
+    """KLD that 999 of 1,000 tokens do not exceed, in nats: rare words gone wrong."""
     min_top1: float | None = Field(default=None, allow_inf_nan=False, ge=0, le=1)
     """Share of tokens at which the quantized model says the same as the unquantized one."""
     max_perplexity_ratio: float | None = Field(default=None, allow_inf_nan=False, gt=0)
@@ -142,6 +148,8 @@ class Gates(Value):
     """Generation speed on the device of the proof."""
     max_memory: Bytes | None = None
     """Peak memory on the device of the proof."""
+    max_new_loops: float | None = Field(default=None, allow_inf_nan=False, ge=0, le=1)
+    """Share of the long answers that end in a loop, less that of the unquantized model."""
     min_embedding_cosine: float | None = Field(default=None, allow_inf_nan=False, ge=-1, le=1)
     """For embedders: worst cosine to the unquantized model."""
 
@@ -183,7 +191,8 @@ class ModelRequest(Value):
             {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
         ),
     ] = ("auto",)
-    """`"auto"`, one scheme, or several to choose from: `["Q4_K_M", "Q5_K_M"]`."""
+    """`"auto"`, one scheme, or several to choose from: `["Q4_K_M", "Q5_K_M"]`; or types chosen by
+    measuring for a budget: `"mixed@4.6bpw"`, `"mixed@6.2GB"`, or `"mixed"` for what fits."""
     context_tokens: int = Field(default=4096, ge=64, le=10_000_000)
     """Context each user must have. It is a floor and never cut in silence."""
     parallel: int = Field(default=1, ge=1, le=256)
@@ -207,6 +216,12 @@ class ModelRequest(Value):
     """Leave this model out when it does not fit, and say so, instead of refusing the plan."""
     importance_matrix: Literal["auto", "none"] = "auto"
     """Whether quantization is guided by activations on the calibration text."""
+    measure_minutes: float = Field(default=30, ge=0, le=10_000, allow_inf_nan=False)
+    """With `quant = "mixed…"`: the most minutes that finding out which tensors matter may take. What
+    it allows is measured, tensor by tensor or in groups; with 0 every tensor counts alike."""
+    controls: bool = False
+    """With `quant = "mixed…"`: make and measure llama.cpp's own mix and a uniform one in no more bytes
+    as well; the report shows all three."""
     allow_fallback: bool = False
     """Accept types that llama.cpp puts in for rows the asked type cannot hold; always recorded."""
     adapters: Annotated[tuple[AdapterRequest, ...], Field(max_length=MOST_ADAPTERS)] = ()
@@ -281,6 +296,11 @@ class VerifyOptions(Value):
     """Text for the importance matrix. The one we ship when absent."""
     tokens: int = Field(default=4096, ge=128, le=1_000_000)
     """How many tokens of the held-out text are evaluated."""
+    long_tokens: int = Field(default=5000, ge=0, le=1_000_000)
+    """Each model writes long answers, so many tokens in all at least, and so does the unquantized one:
+    does it fall into loops that the other does not? 0 for none."""
+    long_minutes: float = Field(default=10, gt=0, le=10_000, allow_inf_nan=False)
+    """The most minutes that the long answers of one model may take, its control's included."""
     replans: int = Field(default=2, ge=0, le=10)
     """How often what proofs measured may change the plan before the build gives up."""
 

@@ -88,10 +88,19 @@ def _syntax_problem(message: str, name: str, text: str) -> Problem:
         lines = text.count("\n") + 1
         return Problem(message.removesuffix(" (at end of document)"), f"{name}:{lines}")
     return Problem(
-        f"TOML syntax: {message[: match.start()]}",
+        f"TOML syntax: {_in_words(message[: match.start()])}",
         f"{name}:{match[1]}:{match[2]}",
         "strings need quotes, tables are written [name], and no key may stand twice",
     )
+
+
+def _in_words(message: str) -> str:
+    """Say what Python's reader says, without Python's notation: `('target',)` is [target]."""
+    twice = re.fullmatch(r"Cannot declare \((.*)\) twice", message)
+    if twice is not None:
+        keys = re.findall(r"'([^']*)'|\"([^\"]*)\"", twice[1])
+        return f"the table [{'.'.join(one or other for one, other in keys)}] stands twice"
+    return "this key stands twice" if message == "Cannot overwrite a value" else message
 
 
 # -- where things stand -----------------------------------------------------------------------------
@@ -215,12 +224,22 @@ def _explain(detail: Any, path: KeyPath) -> tuple[str, str]:
     for part, words in _PLAIN_WORDS.items():
         if part in kind:
             return words, f"it is {detail['input']!r:.60}"
+    if kind in _LIMITS:
+        words, limit = _LIMITS[kind]
+        bound = context[limit]
+        bound = int(bound) if isinstance(bound, float) and bound.is_integer() else bound
+        return f"{words} {bound}", f"it is {detail['input']!r:.60}"
     message = str(detail["msg"])
     return message[0].lower() + message[1:], f"it is {detail['input']!r:.60}"
 
 
+_LIMITS = {
+    "greater_than_equal": ("must be at least", "ge"), "greater_than": ("must be more than", "gt"),
+    "less_than_equal": ("must be at most", "le"), "less_than": ("must be less than", "lt"),
+}  # fmt: skip
 # pydantic's own words are for programmers; its error types: docs, "Validation Errors".
 _PLAIN_WORDS = {
+    "finite_number": "must be a finite number",
     "int_": "should be a whole number",
     "float_": "should be a number",
     "bool_": "should be true or false",
@@ -232,8 +251,15 @@ _PLAIN_WORDS = {
 
 
 def _did_you_mean(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"did you mean `{close[0]}`?" if close else ""
+    close = difflib.get_close_matches(word, known, n=len(known) or 1, cutoff=0.5)
+    if not close:
+        return ""
+
+    # Of equally near ones the first that is declared: the commoner one stands first.
+    def nearness(name: str) -> tuple[float, int]:
+        return difflib.SequenceMatcher(None, name, word).ratio(), -known.index(name)
+
+    return f"did you mean `{max(close, key=nearness)}`?"
 
 
 def _known_keys(path: KeyPath) -> list[str]:

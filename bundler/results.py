@@ -10,7 +10,8 @@ from rich.markup import escape
 
 from bundler.console import Screen
 from bundler.errors import Problem
-from bundler.manifest import UPDATE_NAME
+from bundler.events import Progress
+from bundler.manifest import UPDATE_NAME, Manifest
 from bundler.pipeline import Built
 from bundler.value import format_size
 from bundler.verify import Finding, Verification
@@ -82,3 +83,26 @@ def show_whole(screen: Screen, found: Verification, signed_by: str) -> None:
         f"({format_size(found.size_bytes)}) are as the manifest says"
     )
     screen.say(signed_by or "[dim]this finds accidents; it does not tell who made the bundle[/]")
+
+
+def recheck(screen: Screen, root: Path, manifest: Manifest) -> None:
+    """Run a bundle's models again, hold them against their proofs, and say what was found."""
+    from bundler.plugins import load_plugins
+    from bundler.rechecking import recheck_models
+
+    def tell(done: float, total: float | None, _unit: str = "tokens") -> None:
+        screen.report(Progress("proofs", done, total, "tokens"))
+
+    with screen:
+        found, without = recheck_models(root, manifest, load_plugins(), tell)
+    if screen.mode == "json":
+        screen.json({"proofs": [one.model_dump(mode="json") for one in found]})
+        return
+    for one in found:
+        screen.say(
+            f"{escape(one.model)}: as its proof says; at {one.positions} places it diverges from the "
+            f"unquantized model by at least {one.found:.5f} nats (then {one.expected:.5f}; "
+            f"{one.spread:.5f} apart on average, {one.allowed:.5f} is allowed)"
+        )
+    if without:
+        screen.say(f"[dim]nothing to compare was recorded of {escape(', '.join(without))}[/]")

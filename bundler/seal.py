@@ -18,6 +18,7 @@ from pathlib import Path
 
 from bundler.errors import BundlerError, DamagedError, DoesNotFit, Problem, UnsafeInput
 from bundler.events import Note, Progress, StepFinished, StepStarted
+from bundler.first_start import start_once
 from bundler.layout import Layout
 from bundler.manifest import (
     BESIDE,
@@ -128,6 +129,7 @@ def _seal(
         partial.chmod(0o755)
         _sync_folders(partial)
         _prove(partial, world)
+        start_once(partial, world)
         _swap(partial, output)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)

@@ -108,3 +108,20 @@ def tokens(arguments, report):
             window_tokens=arguments["window_tokens"],
             most=arguments["most"],
         )
+
+
+def calibrate_and_stop(arguments, report):
+    """Calibrate, keep the sums after every window, and break down after some."""
+    from bundler.builtin.llamacpp import calibration_state
+    from bundler.builtin.llamacpp.calibrate import calibrate_job
+
+    calibration_state._EVERY_SECONDS = -1.0
+    windows = 0
+
+    def stopping(done, total, unit):
+        nonlocal windows
+        windows += 1
+        if windows == arguments["stop_after"]:
+            raise RuntimeError("cut off")
+
+    return calibrate_job(arguments, stopping)

@@ -50,6 +50,11 @@ def _leave_the_persons_own_things_alone(config):
 def pytest_collection_modifyitems(config, items):
     """Leave long matrices out unless they are asked for; pytest says how many."""
     _only_faults(config, items)
+    if os.environ.get("BUNDLER_SLOW_NATIVE") != "1":
+        native = [item for item in items if item.get_closest_marker("slow_native")]
+        if native:
+            items[:] = [item for item in items if item not in native]
+            config.hook.pytest_deselected(items=native)
     if os.environ.get("BUNDLER_SLOW_SWEEP") == "1":
         return
     long = [item for item in items if item.get_closest_marker("slow_sweep")]

@@ -44,6 +44,7 @@ CATALOGUE = {
     "C9": "medium: damage above the budget",
     "C10": "medium: repair with no room for copies",
     "C11": "medium: pulled out while it serves",
+    "C12": "medium: made by an enemy, at every door",
     "E1": "files: malformed GGUF",
     "E2": "files: GGUF tensors beyond the end",
     "E3": "files: malformed safetensors",
@@ -62,3 +63,23 @@ CATALOGUE = {
     "F7": "trust: the programs on the stick were changed",
 }  # fmt: skip
 """Number → what is tried. D and G, recipes and the station's web side, have tests of their own."""
+
+PARTS = {
+    "A": "build",
+    "B": "hub",
+    "C": "medium",
+    "E": "files of others",
+    "F": "trust",
+}
+
+NOT_HERE: dict[str, tuple[str, ...]] = {
+    "A10": (
+        "a device that loses or reorders what it said was on it: that takes dm-flakey or LazyFS, and "
+        "no kernel of our test machines has the one, no package the other",
+    ),
+    "C1": ("a real stick pulled from its port: no test machine has one; killed, unmounted and cut off instead",),
+    "C3": ("a FAT filesystem in the kernel: not in ours; fusefat and a limit on file sizes stand for it",),
+    "E7": ("the 44 invalid files of zim-testing-suite: no package brings them; forged ones of our own",),
+    "C5": ("Windows and macOS: no test machine has them",),
+}  # fmt: skip
+"""Number → what of it cannot be tried on any machine of ours, and why. Printed, never counted as held."""

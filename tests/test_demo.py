@@ -12,13 +12,22 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
 from bundler.verify import read_manifest, verify_bundle
-from tests.demo import CACHE, ROOT, bundler
+from tests.demo import CACHE, ROOT, bundler, quickstart
 
 
 def test_the_bundle_is_whole_by_our_check_and_by_sha256sum(demo):
     assert verify_bundle(demo).findings == ()
     done = subprocess.run(["sha256sum", "-c", "--quiet", "SHA256SUMS"], cwd=demo)
     assert done.returncode == 0
+
+
+def test_the_plan_forecasts_the_bundles_size_and_rather_too_much(demo):
+    """A stick that is called large enough is."""
+    recipe = quickstart()
+    plan = json.loads(bundler("plan", recipe, "--json", "--locked").stdout)
+    (budget,) = (one for one in plan["budgets"] if one["name"] == "bundle on disk")
+    real = sum(path.stat().st_size for path in demo.rglob("*") if path.is_file())
+    assert real <= budget["used_bytes"] <= 1.1 * real
 
 
 def test_the_model_arrives_with_evidence(demo):

@@ -228,7 +228,7 @@ def test_fat_is_refused_for_files_of_4_gib_with_advice_for_each_kind():
     assert [error.problems[0].message.split()[0] for error in found] == ["c/b.zim", "m/a.gguf"]
     hints = [error.problems[0].hint for error in found]
     assert "only a smaller one" in hints[0]
-    assert 'bundle.filesystem = "fat32"' in hints[1]
+    assert 'the line filesystem = "fat32" below [bundle] in the recipe' in hints[1]
     for hint in hints:
         assert "mkfs.exfat -n BUNDLE /dev/sdb1" in hint
         assert "diskutil" in hint
@@ -685,13 +685,16 @@ sys.exit(done.state != "copied")
 
 @pytest.mark.mounts
 @pytest.mark.fault("C1")
-def test_when_the_power_goes_the_stick_says_so_and_is_gone_on_with(tmp_path):
+@pytest.mark.parametrize(
+    "seed", [1, *(pytest.param(seed, marks=pytest.mark.slow_sweep) for seed in (2, 3, 4))]
+)
+def test_when_the_power_goes_the_stick_says_so_and_is_gone_on_with(tmp_path, seed, cases_tried):
     """At random instants the stick's bytes are copied, as they would be after a power cut."""
     made = sealed(tmp_path / "made", {"big.bin": noise("big", 40 << 20), "start": b"#!/bin/sh\n"},
                   percent=0, segment_bytes=1 << 20)  # fmt: skip
     image = sticks.image(tmp_path / "image", "ext4", 96)
     account, point = tmp_path / "account", tmp_path / "point"
-    instants = random.Random(20261123)
+    instants = random.Random(20261122 + seed)
     cuts = []
     with sticks.mounted(image, "ext4", point):
         words = [sys.executable, "-c", _POWER, made, point, account]
@@ -708,6 +711,7 @@ def test_when_the_power_goes_the_stick_says_so_and_is_gone_on_with(tmp_path):
             assert process.wait(120) == 0
     total = sum(file.size_bytes for file in cargo_of(made).manifest.files)
     assert any(0 < done < total for _, done in cuts)
+    cases_tried(len(cuts))
     for cut, done in cuts:
         with sticks.mounted(cut, "ext4", tmp_path / "after", must=True):
             there = tmp_path / "after/test"

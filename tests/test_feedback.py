@@ -28,7 +28,7 @@ from bundler.locking import make_lock
 from bundler.offering import make_the_plan
 from bundler.plan import FileInput, Memory, Offer, Step, StepInput
 from bundler.plugins import load_plugins
-from bundler.proof import Device, Proof, Quality, Speed
+from bundler.proof import Device, LongAnswers, Proof, Quality, Repetitiveness, Speed
 from bundler.recipe import Gates
 from bundler.recipe_file import parse_recipe
 from bundler.resolve import MeasuredFacts, lock_text, read_lock
@@ -191,8 +191,27 @@ def proof(**other) -> Proof:
     return Proof(**(given | other))
 
 
+def long_answers(new: int, gone: int) -> LongAnswers:
+    like = Repetitiveness(
+        tokens=1, looped=0, ended_by_themselves=1, repeated_share=0.0, distinct_pairs=1.0,
+        compression_ratio=1.0, entropy_first=1.0, entropy_last=1.0,
+    )  # fmt: skip
+    return LongAnswers(
+        answers=20, most_tokens=9, sampling={}, sampling_source="", new_loops=new, loops_gone=gone,
+        new_loops_p_value=1.0, model=like, control=like,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("new", "gone", "passed"), [(3, 1, True), (4, 1, False), (0, 9, True)])
+def test_new_loops_are_gated_by_their_share_less_those_that_went(lock, new, gone, passed):
+    found = proof(long_answers=long_answers(new, gone))
+    (result,) = check_gates(found, Gates(max_new_loops=0.1), "chat")
+    assert result.measured == max(0, new - gone) / 20
+    assert result.passed is passed
+
+
 def test_a_measurement_says_of_a_proof_all_that_gates_ask(lock):
-    found = proof(embedding_cosine_min=0.9)
+    found = proof(embedding_cosine_min=0.9, long_answers=long_answers(3, 1))
     kept = measurement_of(
         offer(), Step(name="prove", plugin="engine:e", action="prove", parameters={"tokens": 99}),
         found, "tool", lock, "chat", "chat",

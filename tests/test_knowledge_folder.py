@@ -413,6 +413,36 @@ def test_a_document_that_takes_for_ever_is_skipped(tmp_path) -> None:
     assert [page.document.source for page in reading.pages] == ["b.md"]
 
 
+HTML_BOMBS = {
+    "deep": "<div>" * 500_000 + "x",
+    "wide": "<p>x</p>" * 1_000_000,
+    "attributes": "<p " + "a=1 " * 1_000_000 + ">x</p>",
+    "tables in tables": "<table>" * 100_000 + "x",
+    "ampersands": "&" * 3_000_000,
+    "a link that never ends": "<a href='" * 300_000,
+}
+ALWAYS = ("deep", "a link that never ends")
+
+
+@pytest.mark.fault("E8")
+@pytest.mark.parametrize(
+    "name",
+    [name if name in ALWAYS else pytest.param(name, marks=pytest.mark.slow_sweep) for name in HTML_BOMBS],
+)  # fmt: skip
+def test_an_html_bomb_is_read_or_skipped_in_bounded_time_and_memory(tmp_path, name) -> None:
+    inputs = write_files(tmp_path, {"a.html": HTML_BOMBS[name], "b.md": "fine\n"})
+    started = time.monotonic()
+    reading = read_documents(
+        sort_files(inputs).documents, inputs, tmp_path, lambda: None, seconds=5,
+        memory_bytes=400 << 20,
+    )  # fmt: skip
+    assert time.monotonic() - started < 60
+    there = [page.document.source for page in reading.pages]
+    assert sorted([*there, *(one.path for one in reading.skipped)]) == ["a.html", "b.md"]
+    assert there[-1] == "b.md"
+    assert all(one.reason for one in reading.skipped)
+
+
 @pytest.mark.root
 @pytest.mark.parametrize("full", ["output", "store"])
 @pytest.mark.fault("A4")

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "bundler"
 # From the top of the house to its ground: a module may import those below it, and its own floor.
 FLOORS = """
 cli
-starting key_commands repair_commands machine_commands update_commands deploy_commands packing_commands command_order results
+starting key_commands repair_commands machine_commands update_commands deploy_commands packing_commands command_order results inspect_commands
 doctor
 pipeline deploy packing
 compose
@@ -18,19 +18,19 @@ report drawing
 advice
 console moving_lines
 locking
-resolve execute proving offering
+resolve execute proving offering rechecking
 far_end
 seal transfer verify media update
 planning
 feedback bom attest gates starters parallel recipe_file recipe_schema recipe_places recipe_words
-segments grouping layout download part solver sourcing turns beside
+segments grouping layout download part solver sourcing turns beside first_start
 builtin testing
 plugins
 hookspecs
 world
 store fingerprint
 manifest
-plan proof lock recipe recipe_target
+plan proof lock recipe recipe_target inspection
 machine
 hardware weights pacing
 events value errors later printable
@@ -47,7 +47,7 @@ HOMES = {
     "sentencepiece": {"builtin.llamacpp"},
     "tokenizers": {"builtin.llamacpp"},
     "gguf": {"builtin.llamacpp"},
-    "numpy": {"builtin.llamacpp", "update.matching"},
+    "numpy": {"builtin.llamacpp", "update.matching", "testing.outliers"},
     "pynvml": {"builtin.llamacpp", "machine"},
     "xllamacpp": {"builtin.runtimes"},
     "typer": {
@@ -59,6 +59,7 @@ HOMES = {
         "update_commands",
         "deploy_commands",
         "packing_commands",
+        "inspect_commands",
         "command_order",
     },
     "minisign": {"media", "update.far_end"},
@@ -74,6 +75,7 @@ HOMES = {
         "machine_commands",
         "update_commands",
         "deploy_commands",
+        "inspect_commands",
     },
     "filelock": {"store"},
     "jinja2": {"report", "starters", "builtin.llamacpp", "station"},
@@ -145,6 +147,9 @@ def test_imports_point_down(path):
                 "cli",
                 "builtin.runtimes.main",
                 "doctor.serving",
+                # One format of the fingerprint, written here and read there.
+                "builtin.llamacpp.fingerprinting",
+                "builtin.llamacpp.recheck",
             ) or module.startswith("testing")
         elif other.startswith("builtin") and not module.startswith(("builtin", "testing")):
             raise AssertionError(f"the core imports a plugin: {name}")

@@ -216,7 +216,7 @@ def test_a_projector_beside_the_model_is_not_part_of_it():
 
 
 BAD_SPLITS = {
-    "a part is missing": ({k: v for k, v in split_files().items() if "00002-of" not in k}, "missing"),
+    "a part is missing": ({k: v for k, v in split_files().items() if "00002-of" not in k}, "1 of 2 shards are missing"),
     "parts out of order": (split_files(((1, 2), (0, 2))), "says it is number"),
     "parts of another count": (split_files(((0, 3), (1, 3))), "says it is number"),
     "tensors are missing": (split_files(total=3), "have 2 tensors, not the 3"),

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bundler.builtin.llamacpp.damage import predicted_damage
-from bundler.builtin.llamacpp.offers import AUTO_SCHEMES, make_offers
+from bundler.builtin.llamacpp.offers import make_offers
 from bundler.builtin.llamacpp.schemes import SCHEMES
+from bundler.builtin.llamacpp.ways import AUTO_SCHEMES
 from bundler.builtin.targets import CATALOGUE
 from bundler.errors import BundlerError, DoesNotFit, RecipeError
 from bundler.lock import Lock, LockedFile, LockedModel, ModelFacts, Resolution
@@ -35,7 +36,11 @@ def resolution(*paths: str) -> Resolution:
     return Resolution(source="hf", reference="hf:a/b", revision="1", files=files)
 
 
-TEXTS = {"calibration": resolution("calibration.txt"), "heldout": resolution("heldout.txt")}
+_HELDOUT = LockedFile(path="heldout.txt", size_bytes=9, sha256="f" * 64)
+TEXTS = {
+    "calibration": resolution("calibration.txt"),
+    "heldout": resolution("heldout.txt").model_copy(update={"files": (_HELDOUT,)}),
+}
 
 
 def model_of(name: str, *paths: str, facts: dict[str, Any] | None = None) -> LockedModel:
@@ -228,9 +233,7 @@ def test_the_scheme_of_a_ready_file_is_what_its_header_says_then_its_name(
     assert {o.quant for o in offers(model=model)} == {quant}
 
 
-def test_a_split_model_and_another_scheme_than_the_file_has_are_refused():
-    with pytest.raises(RecipeError, match="split into 2"):
-        offers(model=ready("a-00001-of-00002.gguf", "a-00002-of-00002.gguf"))
+def test_another_scheme_than_a_ready_file_has_is_refused():
     with pytest.raises(RecipeError, match=r"the file .* is Q4_K_M"):
         offers(model=ready("a.gguf", file_type=15), quant="Q8_0")
 

@@ -10,9 +10,17 @@ import tarfile
 import pytest
 import zstandard
 
-from bundler.errors import BundlerError, DamagedError, DoesNotFit, TrustError, UnsafeInput
+from bundler.errors import (
+    BundlerError,
+    BusyError,
+    DamagedError,
+    DoesNotFit,
+    TrustError,
+    UnsafeInput,
+)
 from bundler.packing.frames import FRAME_BYTES, Frames, framed
 from bundler.packing.packer import pack_bundle
+from bundler.packing.resuming import folder_to_be
 from bundler.packing.unpacker import open_pack, unpack_bundle
 from bundler.verify import read_manifest_with_data, verify_bundle
 from tests.media import copied, digests, noise, sealed, some_files
@@ -244,7 +252,87 @@ def test_one_bit_anywhere_is_found_and_nothing_is_left(pack, tmp_path, seed):
 @pytest.mark.parametrize("share", [0, 0.00001, 0.1, 0.5, 0.9, 0.99999])
 def test_a_cut_off_file_says_at_which_byte(pack, tmp_path, share):
     count = int(len(pack) * share)
-    assert f"ends at byte {count}," in refused(pack[:count], tmp_path, DamagedError)
+    with pytest.raises(DamagedError, match=f"ends at byte {count},"):
+        unpacked(pack[:count], tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
+# -- going on ----------------------------------------------------------------------------------------
+
+
+def test_what_was_cut_off_goes_on_and_keeps_what_is_whole_and_right(bundle, pack, tmp_path):
+    with pytest.raises(DamagedError) as caught:
+        unpacked(pack[: int(len(pack) * 0.9)], tmp_path / "b")
+    assert "what is whole and right is kept" in caught.value.problems[0].hint
+    (half,) = tmp_path.iterdir()
+    assert half.name == ".b.unpacking"
+    listed = {file.path: file for file in read_manifest_with_data(bundle)[0].files}
+    there = {
+        path.relative_to(half).as_posix(): path.stat().st_ino
+        for path in half.rglob("*") if path.is_file()
+    }  # fmt: skip
+    whole = [path for path in there if path in listed
+             and (half / path).stat().st_size == listed[path].size_bytes]  # fmt: skip
+    assert len(whole) > 5
+    rotten, linked, *_ = whole
+    data = bytearray((half / rotten).read_bytes())
+    data[-1] ^= 1
+    (half / rotten).write_bytes(data)
+    (tmp_path / "outside").write_bytes((half / linked).read_bytes())
+    (half / linked).unlink()
+    (half / linked).symlink_to(tmp_path / "outside")
+    (half / "stranger").write_text("not of the bundle")
+    (half / "folder").symlink_to(tmp_path)
+    (half / "empty").mkdir()
+    output = unpacked(pack, tmp_path / "b")
+    assert digests(output) == digests(bundle)
+    assert verify_bundle(output).findings == ()
+    assert (output / "start").stat().st_mode & 0o777 == 0o755
+    kept = [path for path in whole if (output / path).stat().st_ino == there[path]]
+    assert set(whole) - set(kept) <= {rotten, linked} | {"start"}
+    assert not (output / linked).is_symlink()
+    assert sorted(os.listdir(tmp_path)) == ["b", "outside"]
+
+
+def test_an_unpacking_that_was_killed_goes_on(bundle, pack, tmp_path):
+    script = (
+        "import io, os, sys; from pathlib import Path; from tests.test_packing import unpacked\n"
+        "import bundler.packing.unpacker as u\n"
+        "seen = []\n"
+        "def told(done, total):\n"
+        "    if done > total // 2: os._exit(9)\n"
+        "data = Path(sys.argv[1]).read_bytes(); frames = u.Frames(io.BytesIO(data))\n"
+        "u.unpack_bundle(frames, u.open_pack(frames), Path(sys.argv[2]), lambda *_: None, told=told)\n"
+    )
+    (tmp_path / "pack").write_bytes(pack)
+    done = subprocess.run(
+        [sys.executable, "-c", script, tmp_path / "pack", tmp_path / "b"], capture_output=True
+    )
+    assert done.returncode == 9, done.stderr
+    assert (tmp_path / ".b.unpacking").is_dir()
+    assert digests(unpacked(pack, tmp_path / "b")) == digests(bundle)
+
+
+def test_a_folder_to_go_on_in_that_is_none_of_ours_is_left_alone(pack, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "text").write_text("mine")
+    (tmp_path / ".b.unpacking").symlink_to(tmp_path / "mine")
+    with pytest.raises(UnsafeInput, match="is no folder"):
+        unpacked(pack, tmp_path / "b")
+    assert (tmp_path / "mine" / "text").read_text() == "mine"
+    if os.geteuid() == 0:
+        (tmp_path / ".c.unpacking").mkdir()
+        os.chown(tmp_path / ".c.unpacking", 12345, 12345)
+        with pytest.raises(UnsafeInput, match="belongs to somebody else"):
+            unpacked(pack, tmp_path / "c")
+
+
+def test_two_do_not_unpack_to_one_place(pack, tmp_path):
+    with folder_to_be(tmp_path / "b") as folder:
+        (folder / "x").write_text("x")
+        with pytest.raises(BusyError):
+            unpacked(pack, tmp_path / "b")
+    assert (tmp_path / "b" / "x").read_text() == "x"
 
 
 def test_what_follows_the_end_is_refused(pack, tmp_path):

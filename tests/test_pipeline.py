@@ -188,9 +188,9 @@ def test_an_unknown_engine_names_those_there_are(tmp_path):
         run(tmp_path, recipe=recipe)
     said = [(p.message, p.hint) for p in caught.value.problems]
     assert said == [
-        ("models.chat.engine: 'exl9' is not installed", "there is: fake, llama.cpp"),
+        ("models.chat.engine = \"exl9\": 'exl9' is not installed", "there is: fake, llama.cpp"),
         (
-            "corpora.book.kind: 'foke' is not installed",
+            "corpora.book.kind = \"foke\": 'foke' is not installed",
             "did you mean 'fake'? there is: fake, folder, zim",
         ),
     ]

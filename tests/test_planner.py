@@ -167,7 +167,7 @@ def test_a_model_that_takes_turns_is_not_charged_for_its_neighbours():
 def test_steps_carry_their_models_name_and_proofs_what_the_recipe_demands():
     facts = facts_of(REPOSITORIES[0].config)
     model = LockedModel(resolution=resolution(path="model.safetensors"), facts=facts)
-    texts = {"calibration": resolution(), "heldout": resolution()}
+    texts = {"calibration": resolution(), "heldout": resolution(11)}
     asked = request(quant="Q8_0", context_tokens=1024)
     offers = {"a": make_offers(asked, model, RAM_TARGET, texts)}
     plan = plan_of({"a": {"context_tokens": 1024}}, offers)

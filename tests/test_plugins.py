@@ -63,7 +63,7 @@ def test_everything_that_ships_comes_through_the_same_doors_and_is_listed(tmp_pa
     ours = {
         "source:path", "source:http", "source:hf", "source:pypi", "source:shipped",
         "engine:llama.cpp",
-        "corpus:folder", "corpus:zim", "runtime:xllamacpp",
+        "corpus:folder", "corpus:zim", "runtime:llama-server", "runtime:xllamacpp",
     }  # fmt: skip
     assert ours <= found.keys()
     assert all(found[name].startswith("bundler.builtin.") for name in ours)
@@ -86,7 +86,7 @@ def test_an_unknown_name_lists_what_there_is():
     [
         ('"memory:weights"', '"memry:weights"', "memory, path"),
         ('engine = "fake"', 'engine = "llama"', "fake, llama.cpp"),
-        ('use = ["fake"]', 'use = ["vllm"]', "fake, xllamacpp"),
+        ('use = ["fake"]', 'use = ["vllm"]', "fake, llama-server, xllamacpp"),
         ('kind = "fake"', 'kind = "dictionary"', "fake, folder, zim"),
     ],
 )

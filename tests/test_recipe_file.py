@@ -60,7 +60,7 @@ def test_at_least_thirty_kinds_of_problems_are_held_by_golden_files():
         (b"a = " + b"[" * 10_000, "nested too deeply"),
         (b"x" * (1 << 21), "larger than"),
         (b'[bundle]\nname = "a\n', "TOML syntax"),
-        (b"a = 1\na = 2\n", "overwrite"),
+        (b"a = 1\na = 2\n", "stands twice"),
     ],
 )
 def test_what_is_no_toml_is_refused_quickly(data, word):

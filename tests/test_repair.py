@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bundler.errors import BusyError, DamagedError, UnsafeInput
+from bundler.grouping import group_of
 from bundler.manifest import HEAD_NAME
 from bundler.media import repair, view
 from bundler.media.packets import DESCRIPTION
@@ -248,7 +249,7 @@ def test_what_verify_still_finds_is_not_called_repaired(stick, monkeypatch):
 
 
 def test_the_scratch_of_a_repair_that_is_under_way_stays(stick, tmp_path):
-    with view.scratch(stick, 0, tmp_path) as folder:
+    with view.scratch(stick, view.Need(0), tmp_path) as folder:
         (folder / "x").write_text("x")
         view.sweep(tmp_path)
         assert (folder / "x").exists()
@@ -561,6 +562,89 @@ def test_a_full_stick_is_repaired_in_place(bundle, right, tmp_path):
         done = repair_bundle(stick)
         assert done.unrepaired == ()
         assert differing(stick, right) == set()
+
+
+TWIN = "models/twin.gguf"
+PARITY = "parity/0003.par2"
+TIGHT = {
+    "a large file": rot(CHAT, 500_000, 70_000),
+    "its parity": several(*(rot(PARITY, at, 900) for at in range(0, 300_000, 50_000))),
+    "both": several(rot(CHAT, 500_000, 70_000), rot(PARITY, 100_000, 900)),
+    "a large file of which there are two": rot(TWIN, 70_000, 100_000),
+    "a large file with garbage behind it, that fits": append(CHAT, b"garbage"),
+    "the largest of the small files": rot("models/small.gguf", 9, 20_000),
+    "a small file": rot("start", 3),
+    "the manifests": several(rot("manifest.json", 99, 50), rot("parity/manifest.json", 6000, 50)),
+}
+
+
+@pytest.fixture(scope="module")
+def tight_bundle(tmp_path_factory):
+    twin = noise("twin", 12 * SEGMENT_BYTES)
+    more = {
+        "models/small.gguf": noise("small", SEGMENT_BYTES),
+        TWIN: twin,
+        "models/again.gguf": twin,
+    }
+    made = sealed(tmp_path_factory.mktemp("tight"), some_files() | more, beside=beside)
+    parity = (made / PARITY).stat().st_size
+    assert parity > 4 * SEGMENT_BYTES, "it has to be more than the room there is"
+    return made
+
+
+@pytest.mark.root
+@as_root
+@pytest.mark.parametrize("name", TIGHT)
+@pytest.mark.fault("C10")
+def test_a_stick_with_room_for_one_segment_is_repaired_whatever_is_damaged(
+    tight_bundle, tmp_path, name
+):
+    with mounted(tmp_path / "mnt", "size=12m") as mnt:
+        stick = copied(tight_bundle, mnt / "b")
+        TIGHT[name](stick)
+        fill_up(mnt, leave_bytes=SEGMENT_BYTES + (16 << 10))
+        done = repair_bundle(stick)
+        assert done.unrepaired == ()
+        assert done.repaired
+        assert differing(stick, digests(tight_bundle)) == set()
+
+
+@pytest.mark.root
+@as_root
+@pytest.mark.fault("C10")
+def test_a_repair_takes_no_more_scratch_than_it_says(stick, right, tmp_path):
+    """Whole files are links: a set of many small ones takes next to nothing."""
+    overwrite(stick / CHAT, 500_000, 70_000)
+    manifest = read_manifest(stick)
+    files = {file.path: file for file in manifest.files}
+    one = next(s for s in manifest.parity.sets if s.file == PARITY)
+    group = group_of(one, files.__getitem__, manifest.segment_bytes)
+    damaged = [p for p in group.pieces if p.path == CHAT and p.index in (7, 8)]
+    parity_bytes = (stick / one.file).stat().st_size
+    needed = view.need(group, damaged, parity_bytes).bytes_at(tmp_path)
+    whole = sum(piece.size_bytes for piece in group.pieces)
+    linked = sum(piece.size_bytes for piece in group.pieces if piece.index is None)
+    assert linked == 35_000
+    assert needed == whole - linked + 2 * SEGMENT_BYTES + parity_bytes + (1 << 20)
+    without_the_margin = needed - (1 << 20)
+    with mounted(tmp_path / "mnt", f"size={without_the_margin + (64 << 10)}") as mnt:
+        (problem,) = repair_bundle(stick, scratch=mnt).unrepaired
+        assert "too little; --scratch FOLDER names" in problem.message
+    with mounted(tmp_path / "exact", f"size={needed + 4096}") as mnt:
+        assert repair_bundle(stick, scratch=mnt).unrepaired == ()
+    assert differing(stick, right) == set()
+
+
+def test_small_files_take_room_in_the_scratch_only_where_there_are_no_links(stick, monkeypatch):
+    manifest = read_manifest(stick)
+    files = {file.path: file for file in manifest.files}
+    one = next(s for s in manifest.parity.sets if not s.slices)
+    group = group_of(one, files.__getitem__, manifest.segment_bytes)
+    wanted = view.need(group, group.pieces[:1], 1000)
+    whole = sum(piece.size_bytes for piece in group.pieces)
+    assert wanted.bytes_at(stick) == 2 * group.pieces[0].size_bytes + 1000 + (1 << 20)
+    monkeypatch.setattr(view, "_linked", lambda source, target: False)
+    assert wanted.bytes_at(stick) == whole + group.pieces[0].size_bytes + 1000 + (1 << 20)
 
 
 @pytest.mark.root

@@ -836,6 +836,17 @@ def test_names_that_no_stick_can_hold_are_all_told(world: World) -> None:
     assert len(caught.value.problems) == 3
 
 
+@pytest.mark.fault("C4")
+@pytest.mark.skipif(sys.platform != "linux", reason="names are bytes on Linux alone")
+def test_a_name_that_is_no_text_is_refused(world: World) -> None:
+    make(world.folder / "docs", {"fine": b""})
+    with open(os.fsencode(world.folder / "docs") + b"/caf\xe9.txt", "wb"):
+        pass
+    with pytest.raises(UnsafeInput) as caught:
+        PATH.resolve(reference("path:docs"), world)
+    str(caught.value).encode()  # it can be shown
+
+
 def test_a_missing_path_says_where_it_was_looked_for(world: World) -> None:
     with pytest.raises(RecipeError, match=r"no file or folder docs") as caught:
         PATH.resolve(reference("path:docs"), world)

@@ -589,16 +589,22 @@ def test_the_cache_of_huggingface_hub_is_used_after_hashing(
 
 
 @pytest.mark.fault("B14")
+@pytest.mark.parametrize(
+    "there", [OTHER, WEIGHTS[:-1] + bytes([WEIGHTS[-1] ^ 1]), WEIGHTS[:-1000], b""],
+    ids=["other", "one bit", "cut short", "empty"],
+)  # fmt: skip
 def test_a_damaged_file_in_the_cache_of_huggingface_hub_is_not_used(
-    hub: TestHub, world: World, tmp_path: Path
+    there: bytes, hub: TestHub, world: World, tmp_path: Path
 ) -> None:
     blobs = tmp_path / "cache" / "models--owner--name" / "blobs"
     blobs.mkdir(parents=True)
-    (blobs / locked(hub).sha256).write_bytes(OTHER)
+    (blobs / locked(hub).sha256).write_bytes(there)
     environment = {**world.environment, "HF_HUB_CACHE": str(tmp_path / "cache")}
     notes: list[Event] = []
     get(hub, World(world.store, environment, notes.append))
-    assert any(isinstance(n, Note) and "is not used" in n.message for n in notes)
+    told = any(isinstance(n, Note) and "is not used" in n.message for n in notes)
+    assert told == (len(there) == len(WEIGHTS))  # of another size it is no candidate at all
+    assert hub.bytes_sent(CDN) == len(WEIGHTS)
     assert_whole_and_clean(world)
 
 

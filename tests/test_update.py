@@ -448,6 +448,7 @@ def refused(case, tmp_path, kind, *words, delta=None, trust=None, stick=None):
     return caught.value
 
 
+@pytest.mark.fault("F2")
 def test_an_unsigned_update_is_refused(case, tmp_path):
     delta = case.delta_copy("unsigned")
     (delta / "delta.json.minisig").unlink()
@@ -455,6 +456,7 @@ def test_an_unsigned_update_is_refused(case, tmp_path):
     assert error.exit_code == 7
 
 
+@pytest.mark.fault("F2")
 def test_an_update_by_an_unknown_key_is_refused_with_both_ways_forward(case, tmp_path):
     refused(
         case, tmp_path, TrustError, "not known here", "bundler key trust", "--same-maker",
@@ -480,6 +482,7 @@ def test_another_maker_is_not_the_same_maker(case, tmp_path):
     refused(case, tmp_path, TrustError, delta=made.root, stick=stick, trust=Trust(same_maker=True))
 
 
+@pytest.mark.fault("F6")
 def test_an_update_by_a_revoked_key_is_refused(case, tmp_path):
     shutil.copytree(case.keys, tmp_path / "keys")
     key_id = next(iter(case.ring.keys))
@@ -503,6 +506,7 @@ def test_what_a_refused_update_says_of_keys_is_learned(case, tmp_path):
     assert [ring.keys[old_id].status for ring in learned] == ["revoked"]
 
 
+@pytest.mark.fault("F6")
 def test_the_key_that_follows_is_believed(case, tmp_path):
     shutil.copytree(case.keys, tmp_path / "keys")
     rotate_key(tmp_path / "keys", lambda: "", lambda: "")
@@ -520,6 +524,7 @@ def test_the_key_that_follows_is_believed(case, tmp_path):
         assert tree(stick) == tree(second)
 
 
+@pytest.mark.fault("F1")
 def test_a_changed_list_is_refused(case, tmp_path):
     delta = case.delta_copy("changed-list")
     text = (delta / DELTA_NAME).read_text()
@@ -527,6 +532,7 @@ def test_a_changed_list_is_refused(case, tmp_path):
     refused(case, tmp_path, TrustError, "does not belong to these bytes", delta=delta)
 
 
+@pytest.mark.fault("F3")
 def test_the_signature_of_another_update_is_refused(case, tmp_path):
     other = case.folder / "other-delta"
     third = version(case.folder, second_files() | {"more": b"more"}, 3, keys=case.keys)
@@ -539,6 +545,7 @@ def test_the_signature_of_another_update_is_refused(case, tmp_path):
     refused(case, tmp_path, DamagedError, delta=tmp_path / "half")
 
 
+@pytest.mark.fault("F3")
 def test_a_signature_over_the_list_for_other_versions_is_refused(case, tmp_path):
     delta = case.delta_copy("other-comment")
     data = (delta / DELTA_NAME).read_bytes()
@@ -547,6 +554,7 @@ def test_a_signature_over_the_list_for_other_versions_is_refused(case, tmp_path)
     refused(case, tmp_path, TrustError, "for another update", delta=delta)
 
 
+@pytest.mark.fault("F4")
 def test_an_update_back_to_an_older_version_is_refused_unless_asked_for(case, tmp_path):
     back = case.delta("back", old=case.second, new=case.first)
     stick = copied(case.second, tmp_path / "stick")
@@ -571,6 +579,7 @@ def test_of_two_versions_from_one_lock_the_one_signed_later_is_later(case, tmp_p
     assert tree(stick) == tree(later)
 
 
+@pytest.mark.fault("F4")
 def test_an_update_to_a_version_older_than_one_seen_here_is_refused(case, tmp_path):
     third = version(tmp_path, second_files() | {"more": b"more"}, 3, keys=case.keys)
     later = make_delta(case.second, third, tmp_path / "later", sign=case.sign)
@@ -595,6 +604,7 @@ def test_what_is_no_update_or_no_bundle_is_said_to_be_none(case, tmp_path):
         apply_delta(case.made.root, tmp_path / "nothing", UNSIGNED)
 
 
+@pytest.mark.fault("C6")
 def test_every_flipped_bit_of_an_update_is_found_before_anything_is_touched(case, tmp_path):
     files = [p for p in sorted(case.made.root.rglob("*")) if p.is_file() and p.stat().st_size]
     for number, path in enumerate(files):
@@ -644,6 +654,7 @@ def test_a_damaged_old_version_is_named_and_stays_as_it_is(case, tmp_path):
         assert tree(stick) == tree(case.second)
 
 
+@pytest.mark.fault("C12")
 def test_links_and_strangers_in_the_way_are_refused(case, tmp_path):
     stick = copied(case.first, tmp_path / "linked")
     (tmp_path / "outside").mkdir()
@@ -760,6 +771,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.fault("C12")
 def test_a_hostile_list_is_refused_even_when_it_is_signed(case, tmp_path, name):
     delta = hostile(case, tmp_path, HOSTILE[name])
     stick = copied(case.first, tmp_path / "stick")
@@ -802,6 +814,7 @@ def with_piece(stored, size_bytes):
         ("deflate", zlib.compress(b"x" * 100)),
     ],
 )  # fmt: skip
+@pytest.mark.fault("C12")
 def test_a_piece_that_unpacks_to_more_than_was_said_is_refused(case, tmp_path, why, stored):
     delta = hostile(case, tmp_path, with_piece(stored, 0))
     stick = copied(case.first, tmp_path / "stick")
@@ -831,6 +844,7 @@ NONSENSE = {
 
 
 @pytest.mark.parametrize("name", NONSENSE)
+@pytest.mark.fault("C12")
 def test_a_list_of_nonsense_is_refused_in_bounded_memory(case, tmp_path, name):
     delta = case.delta_copy(f"nonsense-{name}")
     (delta / DELTA_NAME).write_bytes(NONSENSE[name])
@@ -865,16 +879,22 @@ def crashes(case, tmp_path, *words):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_an_update_that_is_killed_at_any_step_is_finished_by_the_next_run(case, tmp_path):
+@pytest.mark.fault("C1")
+def test_an_update_that_is_killed_at_any_step_is_finished_by_the_next_run(
+    case, tmp_path, cases_tried
+):
     found = crashes(case, tmp_path, "--every", 5)
+    cases_tried(found["tried"])
     assert found["steps"] > 60
     assert found["tried"] >= found["steps"] // 5
     assert found["held"] == found["tried"]
 
 
 @pytest.mark.slow_sweep
-def test_every_single_step_can_be_the_last(case, tmp_path):
+@pytest.mark.fault("C1")
+def test_every_single_step_can_be_the_last(case, tmp_path, cases_tried):
     found = crashes(case, tmp_path, "--every", 1, "--twice")
+    cases_tried(found["tried"])
     assert found["held"] == found["tried"] > found["steps"]
 
 
@@ -1037,6 +1057,7 @@ def test_a_stick_of_any_kind_is_updated(case, tmp_path, kind):
 
 
 @pytest.mark.mounts
+@pytest.mark.fault("C2")
 def test_a_full_stick_keeps_the_old_version_and_goes_on_when_there_is_room(case, tmp_path):
     whole = sum(path.stat().st_size for path in case.first.rglob("*") if path.is_file())
     with sticks.memory(tmp_path / "stick", f"{whole + (6 << 20)}") as point:
@@ -1067,6 +1088,7 @@ def test_a_full_stick_keeps_the_old_version_and_goes_on_when_there_is_room(case,
 
 
 @pytest.mark.mounts
+@pytest.mark.fault("C1")
 def test_when_the_power_goes_at_a_step_the_next_run_finishes(case, tmp_path):
     """What had reached the device at a step is what there is afterwards; the rest is lost."""
     steps = crashes(case, tmp_path, "--every", 1000)["steps"]

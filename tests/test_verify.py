@@ -91,6 +91,13 @@ def test_a_link_in_a_bundle_is_unsafe_and_not_followed(bundle):
 
 
 @pytest.mark.fault("C7")
+@pytest.mark.parametrize("path", ["start", "models/a.gguf", "SHA256SUMS", "manifest.json"])
+def test_a_file_of_no_bytes_is_named(bundle, path):
+    spoil(bundle / path, b"")
+    assert path in {name for _, name in kinds(bundle)}
+
+
+@pytest.mark.fault("C7")
 def test_swapped_files_are_both_named(bundle):
     a, b = (FILES[p] for p in ("models/a.gguf", "corpora/b.zim"))
     spoil(bundle / "models/a.gguf", b)

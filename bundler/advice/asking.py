@@ -16,6 +16,7 @@ from bundler.feedback.ruling import Ruling
 from bundler.lock import Lock
 from bundler.offering import allowed_offers, hopeful_offers, rulings
 from bundler.plan import Choice, Plan, TierPlan
+from bundler.planning.limits import always_there_bytes
 from bundler.planning.options import prepare
 from bundler.planning.tiers import tier_targets
 from bundler.plugins import Plugins
@@ -36,9 +37,7 @@ class Asking:
             for name in recipe.runtime.use
             for format_ in plugins.named(plugins.runtimes, name, "runtime").formats
         )
-        self._fixed_bytes = sum(
-            runtime.staged_bytes or runtime.size_bytes for runtime in lock.runtimes.values()
-        )
+        self._fixed_bytes = always_there_bytes(lock)
 
     def case(self) -> Case:
         """Return the recipe's case, with the offers that its plan is made of.

@@ -123,10 +123,13 @@ def fat_refuses(ground: Ground, path: str, size_bytes: int) -> DoesNotFit:
     """Return the error of one file that a filesystem without files of 4 GiB cannot hold."""
     source = ground.source if ground.source.startswith("/dev/") else "/dev/sdX1"
     advice = EXFAT.format(source=source)
-    if path.endswith(".gguf"):
+    if path.endswith(".gguf") and path.rpartition("/")[2].startswith(("projector-", "adapter-")):
+        advice = f"what a model runs with cannot be cut: {advice}"
+    elif path.endswith(".gguf"):
         advice = (
-            'build for it: bundle.filesystem = "fat32" in the recipe plans models whose files stay '
-            f"below 4 GiB; or keep the model and {advice}"
+            'build for it: with the line filesystem = "fat32" below [bundle] in the recipe, this '
+            "model is cut into files below 4 GiB, which open as one (finished steps are kept); or "
+            f"keep the bundle and {advice}"
         )
     elif path.endswith(".zim"):
         advice = f"a library this large cannot go on FAT32, only a smaller one: {advice}"

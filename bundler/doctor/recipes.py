@@ -54,7 +54,7 @@ def recipe_findings(
         yield from storage(store, place, free_bytes=free_bytes)
         yield from _no_plan(placed(error, path))
         return
-    largest = max((choice.offer.disk_bytes for choice in plan.choices), default=0)
+    largest = max((choice.offer.largest_file_bytes for choice in plan.choices), default=0)
     yield from storage(
         store, place, build_bytes=max(0, budget_bytes(plan, "peak build disk") - _held(lock, store)),
         bundle_bytes=budget_bytes(plan, "bundle on disk"),

@@ -166,7 +166,7 @@ def _loading(manifest: Manifest, machine: Machine) -> Iterator[Finding]:
         return
     sizes = {file.path: file.size_bytes for file in manifest.files}
     for model in manifest.models:
-        size = sizes.get(model.file, 0)
+        size = sum(sizes.get(path, 0) for path in model.files)
         seconds = loading_seconds(size, machine.disk_read.value)
         yield Finding(
             topic="bundle", name="loading", state="note",

@@ -94,7 +94,10 @@ def file_sizes(disk: Disk, largest_bytes: int) -> Iterator[Finding]:
     """Warn of FAT, or refuse it when a file is too large for it."""
     if disk.filesystem not in FAT:
         return
-    remedy = "format the stick with exFAT, which all systems of the last ten years read"
+    remedy = (
+        "format the stick with exFAT, which all systems of the last ten years read; or write "
+        'filesystem = "fat32" below [bundle] in the recipe: models are then cut into smaller files'
+    )
     if largest_bytes > FAT32_MAX_FILE_BYTES:
         yield Finding(
             topic="build", name="output", state="missing",

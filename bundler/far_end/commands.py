@@ -42,7 +42,7 @@ def main(root: Path, words: list[str]) -> int:
     except BundlerError as error:
         screen.failed(error)
         return error.exit_code
-    except OSError as error:
+    except (OSError, MemoryError) as error:
         refused = of_the_system(error)
         screen.failed(refused)
         return refused.exit_code

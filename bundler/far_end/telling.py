@@ -80,13 +80,13 @@ def _named(findings: list[Finding]) -> list[str]:
 
 
 def _said_of(sample: Sample) -> list[str]:
+    if sample.drawn >= sample.pool:
+        return [f"Read: all of it, {format_size(sample.total_bytes)}: it is that small."]
     share = 100 * sample.size_bytes / max(1, sample.total_bytes)
     read = (
         f"Read: {format_size(sample.size_bytes)} of {format_size(sample.total_bytes)} "
         f"({share:.0f} %): every small file, both ends of every large one"
     )
-    if sample.drawn >= sample.pool:
-        return [f"{read}, and all that lies between."]
     return [
         f"{read}, and {sample.drawn} of {sample.pool:,} parts between, drawn by lot.",
         f"Of one damaged part between, such a draw finds {_percent(sample.chance(1))}; "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from bundler.gates import new_loop_share
 from bundler.lock import Lock, Measurement, files_digest, model_digest
 from bundler.plan import FileInput, Offer, Step, step_keys
 from bundler.proof import Proof
@@ -25,9 +26,12 @@ def making_digest(offer: Offer) -> str:
     steps = tuple(step for step in offer.steps if step.action != PROOF_ACTION)
     keys = step_keys(steps, {step.plugin: "" for step in steps})
     beside = [[one.kind, one.file.sha256, one.scale] for one in offer.companions]
-    if isinstance(offer.output, FileInput):
-        return digest([offer.engine, offer.output.sha256, *beside])
-    return digest([offer.engine, keys[offer.output.step], offer.output.file, *beside])
+    beside += [[one.sha256] for one in offer.other_shards]
+    # Cutting changes no weight: what was measured of the whole file holds for its shards.
+    made = offer.output if offer.cut is None else offer.cut.whole
+    if isinstance(made, FileInput):
+        return digest([offer.engine, made.sha256, *beside])
+    return digest([offer.engine, keys[made.step], made.file, *beside])
 
 
 def measurement_of(
@@ -69,6 +73,7 @@ def measurement_of(
         speed=proof.speed,
         quality=proof.quality,
         embedding_cosine_min=proof.embedding_cosine_min,
+        new_loop_share=new_loop_share(proof),
     )
 
 

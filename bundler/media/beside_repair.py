@@ -81,7 +81,8 @@ def from_head(
         extra: bytes in which blocks may be found too: the other copy of the manifest.
     """
     group = head.group()
-    with view.scratch(root, _ROOM_BYTES + 4 * group.data_blocks * group.block_bytes, scratch) as at:
+    room = view.Need(_ROOM_BYTES + 4 * group.data_blocks * group.block_bytes)
+    with view.scratch(root, room, scratch) as at:
         place = at / "view"
         place.mkdir()
         set_file = at / "set.par2"
@@ -130,8 +131,11 @@ def _signature(
     """Return signature and statements as the head has them, where they are not so now."""
     wrong = [name for name, _ in head_faults(root, known[MANIFEST_NAME]) if name != HEAD_NAME]
     head = read_head(root)
-    if (head is None or not head.said) and _signature_is_odd(root, known[MANIFEST_NAME]):
-        return {}, {SIGNATURE_NAME: f"is damaged, and so is what protects it, {HEAD_NAME}"}
+    if _signature_is_odd(root, known[MANIFEST_NAME]):
+        if head is None or not head.said:
+            return {}, {SIGNATURE_NAME: f"is damaged, and so is what protects it, {HEAD_NAME}"}
+        if head.is_of_another(known[MANIFEST_NAME]):
+            return {}, {SIGNATURE_NAME: f"is another bundle's, and so is {HEAD_NAME}"}
     if head is None or not wrong:
         return {}, {}
     present: dict[str, bytes | None] = {name: bounded_bytes(root / name) for name in COVERED}
@@ -158,6 +162,6 @@ def _head(
     if not dry_run:
         files = {name: wanted.get(name) or bounded_bytes(root / name) for name in COVERED}
         there = {name: data for name, data in files.items() if data is not None}
-        with view.scratch(root, _ROOM_BYTES, scratch) as folder:
+        with view.scratch(root, view.Need(_ROOM_BYTES), scratch) as folder:
             replace_file(root, HEAD_NAME, make_head(there, folder), 0o644)
     return [HEAD_NAME]

@@ -44,6 +44,11 @@ class Head:
         blocks = sum(-(-piece.size_bytes // self.block_bytes) for piece in pieces)
         return Group(pieces, self.block_bytes, blocks, 1)
 
+    def is_of_another(self, manifest_data: bytes) -> bool:
+        """Tell whether it says that it protects a manifest which is not this one."""
+        described = self.said.get(MANIFEST_NAME)
+        return described is not None and not _is(described, manifest_data)
+
 
 def read_head(root: Path) -> Head | None:
     """Return what the head of a bundle says; None when nothing of it can be used.
@@ -100,8 +105,7 @@ def head_faults(root: Path, manifest_data: bytes) -> Iterator[tuple[str, str]]:
         yield HEAD_NAME, "has packets of another set"
     elif MANIFEST_NAME not in head.said or SUMS_NAME not in head.said:
         yield HEAD_NAME, "does not protect the manifest"
-    described = head.said.get(MANIFEST_NAME)
-    if described is not None and not _is(described, manifest_data):
+    if head.is_of_another(manifest_data):
         yield HEAD_NAME, "belongs to another manifest"
         return
     for name in (SIGNATURE_NAME, STATEMENTS_NAME):

@@ -49,7 +49,7 @@ def judge(
         raise TrustError(
             "the bundle is not signed: its digests find accidents, not what somebody changed",
             hint="sign it where it was made: bundler key new, then build again; "
-            "to look for accidents alone: bundler verify --unsigned",
+            "to look for accidents alone: the same command with --unsigned",
         )
     ring = hear(ring, statements)
     key = trusted_key(ring, signature.signer(signed))

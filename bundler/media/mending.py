@@ -91,6 +91,18 @@ def mend(root: Path, file: BundleFile, right: Mapping[Piece, Path]) -> None:
     _in_place(path, file, right)
 
 
+def mend_from(root: Path, file: BundleFile, whole: Path) -> None:
+    """Make a file what a right copy of all of it is: a large one that is there, in its place.
+
+    A stick may have no room for a second copy of it.
+    """
+    path = root / file.path
+    if file.segments and path.is_file() and path.lstat().st_nlink == 1:
+        _in_place(path, file, {Piece(file.path, 0, 0, file.size_bytes): whole})
+    else:
+        replace_file(root, file.path, whole, 0o755 if file.executable else 0o644)
+
+
 def cut_to_size(root: Path, file: BundleFile) -> None:
     """Take away what was appended to a file."""
     path = root / file.path

@@ -32,6 +32,7 @@ _OUTCOMES: dict[int, Outcome] = {0: "whole", 1: "repairable", 2: "not enough", 4
 
 _DAMAGED = re.compile(r'^Target: "(.*)" - damaged\. Found (\d+) of (\d+) data blocks', re.MULTILINE)
 _FULL = re.compile(r"No space left on device|Disk quota exceeded")  # it runs with LC_ALL=C
+_NO_MEMORY = re.compile(r"bad_alloc|not allocate|Resource temporarily unavailable|ut of memory")
 _MISSING = re.compile(r'^Target: "(.*)" - missing\.', re.MULTILINE)
 
 
@@ -78,7 +79,7 @@ def create(view: Path, group: Group, output: Path) -> None:
     volume.
 
     Raises:
-        DoesNotFit: the disk is full.
+        DoesNotFit: the disk is full, or there is no memory for it.
         StepFailed: the program failed; says what it said.
     """
     names = [str(view / piece.name) for piece in group.pieces]
@@ -93,6 +94,12 @@ def create(view: Path, group: Group, output: Path) -> None:
             f"{format_size(shutil.disk_usage(output.parent).free)} left",
             where=str(output.parent),
             hint="free some space and run the same command again: finished work is kept",
+        )
+    if done.returncode and _NO_MEMORY.search(_said(done)):
+        raise DoesNotFit(
+            f"par2 ran out of memory (code {done.returncode}): it takes up to {MEMORY_MB} MiB and as much "
+            "again for its threads",
+            hint="close other programs, or raise the limit (ulimit -v), and run the same command again",
         )
     if done.returncode:
         raise StepFailed(f"par2 could not make parity (code {done.returncode}): {_said(done)}")
@@ -162,7 +169,16 @@ def _limit(pid: int) -> None:
     try:
         import resource
 
-        resource.prlimit(pid, resource.RLIMIT_AS, (_ADDRESS_SPACE_BYTES, _ADDRESS_SPACE_BYTES))
+        resource.prlimit(pid, resource.RLIMIT_AS, _no_more_than_ours(resource.RLIMIT_AS))
         resource.prlimit(pid, resource.RLIMIT_CORE, (0, 0))
     except (ImportError, AttributeError, ProcessLookupError):
         return  # Another system, or it has ended already: `-m` bounds what it asks for itself.
+
+
+def _no_more_than_ours(which: int) -> tuple[int, int]:
+    """Return the bound for the child: nobody may raise one that was set for himself."""
+    import resource
+
+    _, hard = resource.getrlimit(which)
+    most = _ADDRESS_SPACE_BYTES if hard < 0 else min(hard, _ADDRESS_SPACE_BYTES)
+    return most, most

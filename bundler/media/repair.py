@@ -24,7 +24,7 @@ from bundler.manifest import BESIDE, BundleFile, Manifest, ParitySet
 from bundler.media import view
 from bundler.media.beside_repair import believed_manifest, repair_beside
 from bundler.media.copies import Candidate, check_is_bundle
-from bundler.media.mending import cut_to_size, is_right, replace_file, safe_parent
+from bundler.media.mending import cut_to_size, is_right, mend_from, replace_file, safe_parent
 from bundler.media.parity import make_set
 from bundler.media.set_repair import Damage, repair_set, said
 from bundler.printable import printable_name
@@ -235,9 +235,10 @@ class _Work:
                 self._try(path, self._copied, file, twin)
 
     def _copied(self, file: BundleFile, twin: str | None) -> bool:
-        mode = 0o755 if file.executable else 0o644
-        source = b"" if twin is None else self.root / twin
-        replace_file(self.root, file.path, source, mode)
+        if twin is None:
+            replace_file(self.root, file.path, b"", 0o755 if file.executable else 0o644)
+        else:
+            mend_from(self.root, file, self.root / twin)
         pieces = pieces_of(file, self.manifest.segment_bytes)
         return all(is_right(self.root, piece) for piece in pieces)
 
@@ -320,7 +321,7 @@ class _Work:
                 self._try(one.file, self._made_anew, group, files[one.file])
 
     def _made_anew(self, group: Group, file: BundleFile) -> bool:
-        need = view.need_bytes(group, 0, 3 * file.size_bytes)
+        need = view.need_to_make(group, file.size_bytes)
         with view.scratch(self.root, need, self.scratch) as folder:
 
             def place(piece: Piece, target: Path) -> None:
@@ -330,7 +331,7 @@ class _Work:
             if hash_file(made) != file.sha256:
                 self.failed[file.path] = "this par2 makes other bytes of it than the one before did"
                 return False
-            replace_file(self.root, file.path, made, 0o644)
+            mend_from(self.root, file, made)
         return True
 
     def _beside(self, believed: Candidate) -> None:

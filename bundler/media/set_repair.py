@@ -45,10 +45,9 @@ def repair_set(
 ) -> Outcome:
     """Repair the damaged pieces of one set, all or none; with `dry_run` only tell whether it would."""
     parity_file = damage.root / damage.recorded.file
-    damaged_bytes = sum(piece.size_bytes for piece in damage.pieces)
     try:
         parity_bytes = parity_file.stat().st_size
-        need = view.need_bytes(damage.group, damaged_bytes, parity_bytes)
+        need = view.need(damage.group, damage.pieces, parity_bytes)
         with view.scratch(damage.root, need, scratch) as folder:
             return _repaired_in(folder, damage, files, dry_run)
     except BundlerError as error:

@@ -2,7 +2,7 @@
 
 Intact small files are links into the bundle, segments are copies; what is damaged is always a copy,
 so whatever the program does, it does not do it to the bundle. A full set takes 1 GiB here, and no
-more: sets are repaired one after the other.
+more: sets are repaired one after the other. par2 works on files, so segments cannot be spared a copy.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from bundler.errors import DamagedError, DoesNotFit
@@ -27,30 +28,57 @@ PREFIX = ".bundler-repair-"
 _MARGIN_BYTES = 1 << 20
 
 
+@dataclass(frozen=True, slots=True)
+class Need:
+    """How much room a view takes."""
+
+    copied_bytes: int
+    linked_bytes: int = 0
+    """Of whole files, which take room only where there are no links."""
+
+    def bytes_at(self, place: Path) -> int:
+        """Return how much must be free in a folder."""
+        return self.copied_bytes + _MARGIN_BYTES + (0 if _has_links(place) else self.linked_bytes)
+
+
 @contextmanager
-def scratch(root: Path, need_bytes: int, given: Path | None) -> Iterator[Path]:
-    """Give an empty folder with room for `need_bytes`: where it was told, else on this machine's
-    disk, else on the bundle's own.
+def scratch(root: Path, wanted: Need, given: Path | None) -> Iterator[Path]:
+    """Give an empty folder with that much room: where it was told, else on this machine's disk,
+    else on the bundle's own.
 
     Raises:
-        DoesNotFit: there is no such room.
+        DoesNotFit: there is no such room; says how much is needed, and how much more than there is.
     """
     places = [given] if given is not None else [Path(tempfile.gettempdir()), root]
-    free = {place: shutil.disk_usage(place).free for place in places}
-    enough = [place for place in places if free[place] >= need_bytes + _MARGIN_BYTES]
+    missing = {place: wanted.bytes_at(place) - shutil.disk_usage(place).free for place in places}
+    enough = [place for place in places if missing[place] <= 0]
     if not enough:
-        said = ", ".join(f"{place} has {format_size(free[place])}" for place in places)
+        most = max(wanted.bytes_at(place) for place in places)
+        said = ", ".join(
+            f"{place} has {format_size(shutil.disk_usage(place).free)}, "
+            f"{format_size(missing[place])} too little"
+            for place in places
+        )
         raise DoesNotFit(
-            f"repairing takes {format_size(need_bytes + _MARGIN_BYTES)} of free space for a while: "
-            f"{said}",
+            f"repairing takes {format_size(most)} of free space for a while: {said}; "
+            "--scratch FOLDER names a folder on another disk",
             where=str(root),
-            hint="free some, or name a folder on a larger disk with --scratch",
+            hint="free that much, or name such a folder; nothing in it is kept",
         )
     with (
         _own_folder(enough[0]) as folder,
         full_disk_is_an_error(enough[0], "what repairing needs for a while"),
     ):
         yield folder
+
+
+def _has_links(place: Path) -> bool:
+    """Tell whether links can be made in a folder, by making one."""
+    try:
+        with tempfile.TemporaryDirectory(dir=place, prefix=PREFIX) as folder:
+            return _linked(place, Path(folder) / "link")
+    except OSError:
+        return False
 
 
 @contextmanager
@@ -117,9 +145,21 @@ def check_writable(root: Path) -> None:
         ) from error
 
 
-def need_bytes(group: Group, damaged_bytes: int, parity_bytes: int) -> int:
-    """Return how much room a view of this set takes while it is repaired."""
-    return sum(piece.size_bytes for piece in group.pieces) + 2 * damaged_bytes + parity_bytes
+def need(group: Group, damaged: Collection[Piece], parity_bytes: int) -> Need:
+    """Return how much room a view of this set takes while it is repaired.
+
+    Segments and what is damaged are copies, and par2 writes what is damaged a second time.
+    """
+    whole = [piece for piece in group.pieces if piece.index is None and piece not in damaged]
+    linked_bytes = sum(piece.size_bytes for piece in whole)
+    all_bytes = sum(piece.size_bytes for piece in group.pieces)
+    again_bytes = sum(piece.size_bytes for piece in damaged)
+    return Need(all_bytes - linked_bytes + again_bytes + parity_bytes, linked_bytes)
+
+
+def need_to_make(group: Group, parity_bytes: int) -> Need:
+    """Return how much room it takes to make this set anew: all pieces are copies, par2 follows no links."""
+    return Need(sum(piece.size_bytes for piece in group.pieces) + 3 * parity_bytes)
 
 
 def fill(view: Path, root: Path, group: Group, damaged: Collection[str]) -> None:

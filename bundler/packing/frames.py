@@ -19,6 +19,11 @@ import zstandard
 
 from bundler.errors import DamagedError, UnsafeInput
 
+
+class CutOff(DamagedError):
+    """The file ends too early: the rest of it may still come."""
+
+
 FRAME_BYTES = 4 << 20
 """Content of each frame but the last."""
 WINDOW_BYTES = 8 << 20
@@ -132,10 +137,11 @@ class Frames:
         while len(parts) < count:
             got = self._source.read(count - len(parts))
             if not got:
-                raise DamagedError(
+                raise CutOff(
                     f"the file is cut off: it ends at byte {self.offset}, within a frame or before "
                     "the last one",
-                    hint="fetch the rest (`curl -C -`, `rsync --append`), then unpack it again",
+                    hint="fetch the rest (`curl -C -`, `rsync --append`), then unpack it again: what "
+                    "is whole and right is kept",
                 )
             parts += got
             self.offset += len(got)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +44,7 @@ from bundler.packing.members import (
     size_in,
 )
 from bundler.packing.packer import Told
+from bundler.packing.resuming import folder_to_be, kept_files
 from bundler.store import full_disk_is_an_error, sync_folder
 from bundler.value import format_size
 
@@ -83,7 +84,7 @@ def open_pack(frames: Frames) -> Opened:
 def unpack_bundle(
     frames: Frames, opened: Opened, output: Path, judge: Judge, *, told: Told
 ) -> None:
-    """Write the bundle to the new directory `output`.
+    """Write the bundle to the new directory `output`; goes on where it was cut off.
 
     Args:
         frames: where `opened` was read from.
@@ -97,11 +98,13 @@ def unpack_bundle(
         UnsafeInput: something is in the pack that its manifest does not lead to.
         DamagedError: the pack is cut off, or content is not what was promised.
         DoesNotFit: the disk is too small.
+        BusyError: another process unpacks to the same place.
     """
     check_output(output)
-    _check_room(opened.manifest, output)
-    with _folder_to_be(output) as folder:
-        _Unpacking(frames, opened, folder).run(judge, told)
+    with folder_to_be(output) as folder:
+        kept = kept_files(folder, opened.manifest)
+        _check_room(opened.manifest, output, kept)
+        _Unpacking(frames, opened, folder, kept).run(judge, told)
         for place in sorted((p for p in folder.rglob("*") if p.is_dir()), reverse=True):
             sync_folder(place)
         folder.chmod(0o755)
@@ -125,9 +128,8 @@ def _is_empty(output: Path) -> bool:
     return output.is_dir() and not any(output.iterdir())
 
 
-def _check_room(manifest: Manifest, output: Path) -> None:
-    need = sum(file.size_bytes for file in manifest.files)
-    output.parent.mkdir(parents=True, exist_ok=True)
+def _check_room(manifest: Manifest, output: Path, kept: Set[str]) -> None:
+    need = sum(file.size_bytes for file in manifest.files if file.path not in kept)
     free = shutil.disk_usage(output.parent).free
     if need > free:
         raise DoesNotFit(
@@ -136,21 +138,9 @@ def _check_room(manifest: Manifest, output: Path) -> None:
         )  # fmt: skip
 
 
-@contextmanager
-def _folder_to_be(output: Path) -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}.unpacking-"))
-    try:
-        yield folder
-        folder.rename(output)
-        sync_folder(output.parent)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
 class _Unpacking:
-    def __init__(self, frames: Frames, opened: Opened, folder: Path) -> None:
-        self._frames, self._folder = frames, folder
+    def __init__(self, frames: Frames, opened: Opened, folder: Path, kept: Set[str]) -> None:
+        self._frames, self._folder, self._kept = frames, folder, kept
         self._manifest, self._data = opened.manifest, opened.data
         self._done = 0
 
@@ -210,7 +200,11 @@ class _Unpacking:
         if ahead != expected[:BLOCK]:
             raise _foreign(file.path, ahead)
         _expect(self._frames, expected[BLOCK:], file.path)
-        self._write(file.path, self._content(file, told), executable=file.executable)
+        content = self._content(file, told)
+        if file.path in self._kept:
+            deque(content, maxlen=0)  # what comes is held to its digest all the same
+        else:
+            self._write(file.path, content, executable=file.executable)
         _expect(self._frames, padding(file.size_bytes), file.path)
         return self._ahead()
 

@@ -15,6 +15,9 @@ from bundler.solver.decision import Limit
 from bundler.value import format_bytes, format_size
 
 SHARED = ("disk", "download")
+OTHER_PARTS_BYTES = 3_000_000
+"""The station's code, manifest, provenance, bill of materials, report and licence texts: 2.1 MB of the
+embedded example. Larger bundles have longer lists, and more beside which they do not show."""
 """Limits of all machines together; the others are memories."""
 
 
@@ -64,6 +67,12 @@ def vram_name(number: int, target: Target) -> str:
 
 def _left(limit: int | None, used: int) -> int | None:
     return None if limit is None else max(0, limit - used)
+
+
+def always_there_bytes(lock: Lock) -> int:
+    """Return what of a bundle is neither a model nor a corpus: runtimes and what belongs to all."""
+    runtimes = lock.runtimes.values()
+    return OTHER_PARTS_BYTES + sum(one.staged_bytes or one.size_bytes for one in runtimes)
 
 
 def surroundings(
@@ -131,7 +140,7 @@ def _in_any_case(offers: Sequence[Offer]) -> dict[str, int]:
 def locked_inputs(offer: Offer) -> dict[str, int]:
     """Return the locked files that an offer is made from and measured with: SHA-256 → size."""
     given = [given for step in offer.steps for given in step.inputs.values()]
-    given += [one.file for one in offer.companions]
+    given += [*(one.file for one in offer.companions), *offer.other_shards]
     return {
         one.sha256: one.size_bytes for one in (*given, offer.output) if isinstance(one, FileInput)
     }

@@ -16,7 +16,12 @@ from bundler.feedback.measurements import making_digest
 from bundler.hardware import Target
 from bundler.lock import Lock
 from bundler.plan import Memory, Offer, place_of
-from bundler.planning.filesystems import large_corpora, largest_file_bytes, too_large
+from bundler.planning.filesystems import (
+    can_be_stored,
+    cannot_be_stored,
+    large_corpora,
+    largest_file_bytes,
+)
 from bundler.planning.limits import Surroundings, limits_of, locked_inputs, surroundings, vram_name
 from bundler.recipe import ModelRequest, Recipe
 from bundler.solver.decision import DAMAGE_UNITS, ROLE_WEIGHT, Decision, Limit, Option, Wanted
@@ -111,11 +116,10 @@ class Usable:
                 "makes",
                 hint="add a runtime for the format: see `bundler plugins`",
             )
-        storable = [offer for offer in loadable if self._can_be_stored(offer)]
-        if not storable:
-            smallest = min(loadable, key=lambda offer: (offer.disk_bytes, offer.quant))
-            what = f"{place_of(name, tier)} ({smallest.quant})"
-            return [], too_large(what, smallest.disk_bytes)
+        most_bytes = self.largest_file_bytes
+        storable = [offer for offer in loadable if can_be_stored(offer, most_bytes)]
+        if most_bytes is not None and not storable:
+            return [], cannot_be_stored(place_of(name, tier), loadable, most_bytes)
         if request.placement == "accelerator" and target.accelerator == "none":
             return [], _nowhere(name, tier, target)
         floor = request.min_tokens_per_second
@@ -123,9 +127,6 @@ class Usable:
             return storable, None
         fast = [offer for offer in storable if offer.tokens_per_second >= floor]
         return fast, None if fast else _too_slow(name, tier, floor, storable, target)
-
-    def _can_be_stored(self, offer: Offer) -> bool:
-        return self.largest_file_bytes is None or offer.disk_bytes <= self.largest_file_bytes
 
 
 def _nowhere(name: str, tier: str, target: Target) -> Problem:

@@ -24,13 +24,16 @@ def _model_steps(choices: Iterable[Choice], verify: VerifyOptions) -> list[Step]
 
     A model of several machines has steps for each; equal ones have equal keys and are done once.
     """
-    asked = {"require": verify.require, "tokens": verify.tokens}
+    asked = {
+        "require": verify.require, "tokens": verify.tokens,
+        "long_tokens": verify.long_tokens, "long_minutes": verify.long_minutes,
+    }  # fmt: skip
     steps: list[Step] = []
     for choice in choices:
         prefix = choice.step_prefix
         for step in choice.offer.steps:
             inputs = {
-                name: StepInput(step=prefix + given.step, file=given.file)
+                name: given.model_copy(update={"step": prefix + given.step})
                 if isinstance(given, StepInput)
                 else given
                 for name, given in step.inputs.items()

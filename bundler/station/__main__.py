@@ -144,7 +144,11 @@ def _sentence(text: str) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="station", description="Ask, search and read a bundle. Nothing leaves this computer."
+        prog="./start",
+        description="Ask, search and read a bundle. Nothing leaves this computer.",
+        epilog="./start check, ./start repair and ./start selftest look after the bundle itself: is it "
+        "as it was made, bring back what is damaged, do its models and collections work here? Each has "
+        "a --help of its own.",
     )
     parser.add_argument("--bundle", type=Path, default=Path.cwd(), help="the bundle's folder")
     parser.add_argument("--port", type=_port, default=DEFAULT_PORT, help="0 for any free one")

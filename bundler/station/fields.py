@@ -78,6 +78,14 @@ class Reader:
             self.say(_place(where, key), f"{value!r} is not a path inside the bundle")
         return value
 
+    def paths(self, table: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
+        """Return a list of paths that stay inside the bundle; nothing where there is none."""
+        values = table.get(key, [])
+        if not isinstance(values, list) or len(values) >= 1 << 16:
+            self.say(_place(where, key), "expected a list of paths")
+            return ()
+        return tuple(self.path({key: value}, key, where) for value in values)
+
     def fraction(self, table: Mapping[str, Any], key: str, where: str) -> float:
         """Return a number that need not be whole, 1 where there is none."""
         value = table.get(key, 1.0)

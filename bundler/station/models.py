@@ -38,6 +38,8 @@ END_SECONDS = 5.0
 LAST_WORDS_SECONDS = 1.0
 """How long the rest of an ended server's log is awaited."""
 LOG_LINES = 200
+DEVICE_LINE = "device: "
+"""How a runtime's program says what a model runs on, on a line of its own."""
 _GUARDIAN = Path(__file__).with_name("guardian.py")
 
 
@@ -65,6 +67,8 @@ class ModelServer:
     """Why it is not ready, for a person; empty when it is."""
     device: str = ""
     """What it runs on, if the server says: `CPU`, `CUDA0`…"""
+    fallback: str = ""
+    """What it was to run on and could not, for a person; empty when it runs as it was planned."""
     restarts: int = 0
     tokenizes: bool = True
     """Whether `/tokenize` is worth asking; found out with the first question."""
@@ -129,13 +133,16 @@ class ModelServer:
         if not attempts:
             self._say("failed", self._nothing_to_start())
             return
-        for attempt in attempts:
+        for number, attempt in enumerate(attempts):
+            self.fallback = self._fallen_back(attempts[0], attempt) if number else ""
+            self.device = ""
             await self._keep_running(attempt)
         self._say("failed", self._last_words())
 
     def _attempts(self) -> Iterator[Attempt]:
-        if not (self.bundle.root / self.entry.file).is_file():
-            raise StationError(f"Its file {self.entry.file} is missing from the bundle.")
+        for file in (self.entry.file, *self.entry.shards):
+            if not (self.bundle.root / file).is_file():
+                raise StationError(f"Its file {file} is missing from the bundle.")
         for name in self.bundle.runtimes:
             runtime = read_runtime(self.bundle.root, self.platform, name)
             if runtime is None:
@@ -229,7 +236,7 @@ class ModelServer:
                 status, answer = 0, None
             if status == 200:
                 device = answer.get("device", "") if isinstance(answer, dict) else ""
-                self.device = str(device)[:60]
+                self.device = str(device)[:60] or self.device
                 return True
             await asyncio.sleep(HEALTH_INTERVAL_SECONDS)
         return False
@@ -239,10 +246,33 @@ class ModelServer:
         pending = b""
         while chunk := await process.stdout.read(4096):
             *lines, pending = (pending + chunk).split(b"\n")
-            self.log.extend(_log_line(line) for line in lines)
+            self.log.extend(map(self._heard, lines))
             pending = pending[-4096:]
         if pending:
             self.log.append(_log_line(pending))
+
+    def _heard(self, line: bytes) -> str:
+        """Return a line for the log; `device: NAME` in it says what the model runs on."""
+        text = _log_line(line)
+        if text.startswith(DEVICE_LINE):
+            named = "".join(c for c in text.removeprefix(DEVICE_LINE) if c.isprintable())
+            self.device = named.strip()[:60]
+        return text
+
+    def _fallen_back(self, first: Attempt, now: Attempt) -> str:
+        """Say that it does not run as planned, and why as far as the first program told."""
+        told = self._told()
+        where = (
+            "without a graphics card"
+            if first.gpu_layers and not now.gpu_layers
+            else "with " + (now.runtime.name)
+        )
+        return f"It could not be started as planned and runs {where}{f': {told}' if told else ''}."
+
+    def _told(self) -> str:
+        """Return what the program that ended last gave as its reason."""
+        said = [line for line in self.log if line.startswith("error:")]
+        return said[-1][6:].strip().rstrip(".") if said else ""
 
     def _nothing_to_start(self) -> str:
         if not self.bundle.runtimes:

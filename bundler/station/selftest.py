@@ -23,6 +23,7 @@ from bundler.station.configuration import Bundle, ModelEntry, read_bundle, this_
 from bundler.station.library import Corpus, open_corpus
 from bundler.station.models import ModelServer
 from bundler.station.problems import CorpusUnreadable, ModelUnavailable, StationError
+from bundler.station.rechecking import recheck
 from bundler.station.relay import Endpoint, ask_json
 
 MEAN_TOLERANCE_NATS = 0.1
@@ -71,7 +72,10 @@ def recorded(root: Path) -> dict[tuple[str, str], Mapping[str, Any]]:
         with (root / "manifest.json").open("rb") as file:
             document = json.loads(file.read(MOST_MANIFEST_BYTES))
         return {
-            (str(model.get("tier", "")), str(model["name"])): (model["proof"] or {})["selftest"]
+            (str(model.get("tier", "")), str(model["name"])): {
+                **model["proof"]["selftest"],
+                "fingerprint": model["proof"].get("fingerprint"),
+            }
             for model in document["models"]
             if (model.get("proof") or {}).get("selftest")
         }
@@ -95,7 +99,7 @@ async def run(bundle: Bundle, reach: Reach, say: Say) -> tuple[Item, ...]:
     items = []
     for entry in bundle.models:
         began = time.monotonic()
-        item = await _model(entry, known.get((entry.tier, entry.name)), reach)
+        item = await _model(bundle.root, entry, known.get((entry.tier, entry.name)), reach)
         items.append(replace(item, seconds=round(time.monotonic() - began, 1)))
         say(items[-1])
     for corpus in bundle.corpora:
@@ -109,7 +113,9 @@ async def run(bundle: Bundle, reach: Reach, say: Say) -> tuple[Item, ...]:
 # -- models ------------------------------------------------------------------------------------------
 
 
-async def _model(entry: ModelEntry, known: Mapping[str, Any] | None, reach: Reach) -> Item:
+async def _model(
+    root: Path, entry: ModelEntry, known: Mapping[str, Any] | None, reach: Reach
+) -> Item:
     try:
         endpoint = await reach(entry)
         if known is None:
@@ -117,9 +123,23 @@ async def _model(entry: ModelEntry, known: Mapping[str, Any] | None, reach: Reac
         vector = _numbers(known.get("vector"))
         if vector:
             return await _embedder(entry, endpoint, str(known.get("text", "")), vector)
-        return await _writer(entry, endpoint, known)
+        item = await _writer(entry, endpoint, known)
+        return await _with_fingerprint(root, item, endpoint, known)
     except (ModelUnavailable, TimeoutError) as error:
         return Item(entry.name, "model", False, str(error) or "It did not answer in time.")
+
+
+async def _with_fingerprint(
+    root: Path, item: Item, endpoint: Endpoint, known: Mapping[str, Any]
+) -> Item:
+    """Add what the fingerprint of the unquantized model says, where the bundle has one."""
+    record = known.get("fingerprint")
+    if not isinstance(record, Mapping):
+        return item
+    passed, words = await recheck(root, endpoint, record, str(known.get("template_sha256", "")))
+    return replace(
+        item, passed=item.passed and passed, words=f"{item.words} And {words}.",
+    )  # fmt: skip
 
 
 def _numbers(value: object) -> list[float]:

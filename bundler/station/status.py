@@ -121,6 +121,10 @@ class StatusLine:
             return ["The drive with this bundle cannot be read. Put it back in, then start again."]
         unfinished = self.bundle.unfinished()
         return [unfinished] * bool(unfinished) + self._about_the_set() + [
+            f"The model {server.entry.name}: {server.fallback}"
+            for server in self.fleet.servers.values()
+            if server.fallback and server.state == "ready"
+        ] + [
             f"{corpus.entry.title}: {corpus.reason}." if corpus.available
             else f"{corpus.entry.title} is unavailable: {corpus.reason}."
             for corpus in self.library.corpora.values() if corpus.reason
@@ -184,6 +188,7 @@ def _model_row(server: ModelServer) -> dict[str, Any]:
         "name": server.entry.name, "role": server.entry.role, "quant": server.entry.quant,
         "context_tokens": server.entry.context_tokens, "parallel": server.entry.parallel,
         "state": server.state, "reason": server.reason, "device": server.device,
+        "fallback": server.fallback,
         "busy": server.slots.busy, "waiting": server.slots.waiting,
     }  # fmt: skip
 

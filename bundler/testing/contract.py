@@ -18,13 +18,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, get_args
 
 from bundler.hardware import Platform, Target
 from bundler.hookspecs import CorpusKind, Engine, Runtime, Source
 from bundler.lock import LockedModel, Resolution
-from bundler.plan import FileInput, Offer
+from bundler.plan import FileInput, Offer, StepInput
 from bundler.plugins import Plugins, load_plugins
 from bundler.proof import Coverage, Proof
 from bundler.recipe import ModelRequest, SourceReference
@@ -49,6 +49,7 @@ from bundler.testing.contract_steps import (
 )
 from bundler.testing.watching import watched
 from bundler.value import check_name
+from bundler.weights.shard_names import in_order, read_shard_name
 from bundler.world import World
 
 CORPUS_PARAMETERS = {
@@ -200,10 +201,11 @@ def check_offer(
         for name, given in step.inputs.items():
             if isinstance(given, FileInput):
                 inputs[name] = files[given.sha256]
+            elif given.shards:
+                made = left[given.step]
+                inputs |= {one: made.output / one for one in _made(engine, given, made)}
             else:
-                there = given.file in left[given.step].files
-                hold(there, f"{engine.name}: {given.step} does not leave {given.file!r}")
-                inputs[name] = left[given.step].output / given.file
+                inputs[name] = left[given.step].output / _made(engine, given, left[given.step])[0]
         left[step.name] = run_twice(
             engine, step.action, inputs, step.parameters, folder / step.name.replace("/", "-"),
             same=step.name != "prove", environment=environment,
@@ -213,12 +215,16 @@ def check_offer(
 
 def _check_built(engine: Engine, offer: Offer, left: Mapping[str, Left]) -> Proof | None:
     if isinstance(offer.output, FileInput):
-        sha256, size = offer.output.sha256, offer.output.size_bytes
+        whole = (offer.output, *offer.other_shards)
+        digests, size = [one.sha256 for one in whole], sum(one.size_bytes for one in whole)
     else:
         made = left[offer.output.step]
-        hold(offer.output.file in made.files, f"{engine.name}: no {offer.output.file!r} comes out")
-        sha256 = made.files[offer.output.file]
-        size = (made.output / offer.output.file).stat().st_size
+        names = _made(engine, offer.output, made)
+        digests = [made.files[name] for name in names]
+        sizes = [(made.output / name).stat().st_size for name in names]
+        size = sum(sizes)
+        most = offer.cut.most_bytes if offer.cut else max(sizes)
+        hold(max(sizes) <= most, f"{engine.name}: a shard has {max(sizes):,} bytes, not {most:,}")
     near = abs(size - offer.disk_bytes) <= max(offer.disk_bytes // 20, 4096)
     hold(
         near, f"{engine.name}: {offer.quant} has {size:,} bytes, {offer.disk_bytes:,} were offered"
@@ -226,8 +232,21 @@ def _check_built(engine: Engine, offer: Offer, left: Mapping[str, Left]) -> Proo
     if "prove" not in left:
         return None
     proof = Proof.model_validate(left["prove"].facts)
-    hold(proof.model_sha256 == sha256, f"{engine.name}: the proof is about another file")
+    proved = [proof.model_sha256, *proof.other_shards_sha256]
+    hold(proved == digests, f"{engine.name}: the proof is about another file")
     return proof
+
+
+def _made(engine: Engine, given: StepInput, made: Left) -> list[str]:
+    """Return the names of what a step left of what another reads, in order."""
+    if not given.shards:
+        there = given.file in made.files
+        hold(there, f"{engine.name}: {given.step} does not leave {given.file!r}")
+        return [given.file]
+    stem = PurePosixPath(given.file).stem
+    names = [n for n in made.files if (said := read_shard_name(n)) and said.stem == stem]
+    hold(names, f"{engine.name}: {given.step} leaves no shard of {given.file!r}")
+    return in_order(names)
 
 
 def check_corpus_kind(

@@ -130,7 +130,8 @@ def _check_steps(engine: Engine, offer: Offer, known: Mapping[str, int], who: st
                 f"{who}: parameters of {step.name} are no JSON: {error}"
             ) from error
         seen.add(step.name)
-    _check_origin(offer.output, seen, known, f"{who}: output")
+    for given in (offer.output, *offer.other_shards):
+        _check_origin(given, seen, known, f"{who}: output")
 
 
 def _check_origin(

@@ -252,6 +252,13 @@ def _versions(manifest: Manifest) -> dict[str, str]:
 _SIGNS = {"added": "+", "removed": "-", "changed": "~", "same": "="}
 
 
+def _called(item: Item) -> str:
+    """Name an item; the only one of its kind needs no second word."""
+    if item.kind == "papers":
+        return item.name
+    return item.name if item.kind == item.name else f"{item.kind} {item.name}"
+
+
 def difference_lines(found: Difference) -> Iterator[str]:
     """Yield the difference as lines for people."""
     yield f"from {found.before}"
@@ -260,9 +267,9 @@ def difference_lines(found: Difference) -> Iterator[str]:
         if item.state != "same":
             size = f", {format_bytes(item.size_bytes)}" if item.state != "removed" else ""
             some = f", {format_bytes(item.new_bytes)} of it new" if item.new_bytes else ""
-            yield f"{_SIGNS[item.state]} {item.kind} {item.name}: {item.state}{size}{some}"
+            yield f"{_SIGNS[item.state]} {_called(item)}: {item.state}{size}{some}"
             yield from (f"    {detail}" for detail in item.details)
-    same = [f"{item.kind} {item.name}" for item in found.items if item.state == "same"]
+    same = [_called(item) for item in found.items if item.state == "same"]
     if same:
         yield f"= unchanged: {', '.join(same)}"
     yield (

@@ -49,11 +49,13 @@ def counterparts(old: Manifest, new: Manifest) -> dict[str, str]:
     """Return new path → the old file that is most likely its predecessor."""
     there = {file.path for file in old.files}
     pairs = {file.path: file.path for file in new.files if file.path in there}
-    models = {(m.name, m.tier): m.file for m in old.models}
+    models = {(m.name, m.tier): m.files for m in old.models}
     corpora = {c.name: c.file for c in old.corpora}
     for model in new.models:
-        if (model.name, model.tier) in models:
-            pairs.setdefault(model.file, models[model.name, model.tier])
+        before = models.get((model.name, model.tier), ())
+        for number, path in enumerate(model.files if before else ()):
+            # Cut anew, its tensors may have moved to a neighbour: ranges are found there as well.
+            pairs.setdefault(path, before[min(number, len(before) - 1)])
     for corpus in new.corpora:
         if corpus.name in corpora:
             pairs.setdefault(corpus.file, corpora[corpus.name])

@@ -42,7 +42,7 @@ def main(words: list[str]) -> int:
         _apply(asked)
     except BundlerError as error:
         return _show(error)
-    except OSError as error:
+    except (OSError, MemoryError) as error:
         return _show(of_the_system(error))
     except KeyboardInterrupt:
         sys.stderr.write("stopped; the same command goes on from here\n")

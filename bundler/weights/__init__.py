@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         read_safetensors_header,
         read_shard_index,
     )
+    from bundler.weights.shard_names import ShardName, read_shard_name, shard_name
 
 # Planning needs the table of types alone.
 __getattr__ = exports({
@@ -44,6 +45,7 @@ __getattr__ = exports({
     "Read": "bundler.weights.bounded:Read",
     "SafetensorsHeader": "bundler.weights.safetensors:SafetensorsHeader",
     "SafetensorsTensor": "bundler.weights.safetensors:SafetensorsTensor",
+    "ShardName": "bundler.weights.shard_names:ShardName",
     "TensorPlan": "bundler.weights.gguf_writer:TensorPlan",
     "encode_header": "bundler.weights.gguf_writer:encode_header",
     "field": "bundler.weights.gguf_writer:field",
@@ -53,6 +55,8 @@ __getattr__ = exports({
     "read_safetensors_file": "bundler.weights.safetensors:read_safetensors_file",
     "read_safetensors_header": "bundler.weights.safetensors:read_safetensors_header",
     "read_shard_index": "bundler.weights.safetensors:read_shard_index",
+    "read_shard_name": "bundler.weights.shard_names:read_shard_name",
+    "shard_name": "bundler.weights.shard_names:shard_name",
     "tensor_bytes": "bundler.weights.ggml_types:tensor_bytes",
 })  # fmt: skip
 
@@ -67,6 +71,7 @@ __all__ = [
     "Read",
     "SafetensorsHeader",
     "SafetensorsTensor",
+    "ShardName",
     "TensorPlan",
     "encode_header",
     "field",
@@ -76,5 +81,7 @@ __all__ = [
     "read_safetensors_file",
     "read_safetensors_header",
     "read_shard_index",
+    "read_shard_name",
+    "shard_name",
     "tensor_bytes",
 ]

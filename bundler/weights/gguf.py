@@ -105,6 +105,8 @@ class GgufHeader:
     alignment: int
     data_offset: int
     """Where the data begins; equals the file's size when there are no tensors."""
+    spans: Mapping[str, tuple[int, int]]
+    """Where each field lies in the file, from its key to the end of its value; in the file's order."""
 
 
 def read_gguf_file(path: Path, *, where: str = "") -> GgufHeader:
@@ -135,6 +137,7 @@ def read_gguf_header(read: Read, size_bytes: int, *, where: str = "") -> GgufHea
         tensors=tensors,
         alignment=alignment,
         data_offset=min(data_offset, size_bytes) if not tensors else data_offset,
+        spans={key: (value.at, value.after) for key, value in fields.items()},
     )
 
 
@@ -183,6 +186,8 @@ class _Field(NamedTuple):
     length: int = 0
     start: int = 0
     end: int = 0
+    at: int = 0
+    after: int = 0
 
 
 def _fields(cursor: Cursor, count: int) -> dict[str, _Field]:
@@ -196,7 +201,7 @@ def _fields(cursor: Cursor, count: int) -> dict[str, _Field]:
         found = _field(cursor, key, strings_left)
         if found.element_type == STRING:
             strings_left -= found.length
-        fields[key] = found
+        fields[key] = found._replace(at=at, after=cursor.position)
     return fields
 
 

@@ -15,6 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from bundler.builtin.llamacpp import ggml, native
+from bundler.builtin.llamacpp.allocation.candidates import free_tensors
+from bundler.builtin.llamacpp.allocation.matrices import Weights
+from bundler.builtin.llamacpp.allocation.tables import facts_of
+from bundler.builtin.llamacpp.calibration_state import Kept
+from bundler.builtin.llamacpp.calibration_text import Listener, warnings_about
 from bundler.builtin.llamacpp.imatrix import Entry, write_imatrix
 from bundler.builtin.llamacpp.session import open_context, open_model
 from bundler.builtin.llamacpp.texts import windows
@@ -22,6 +27,8 @@ from bundler.errors import StepFailed
 from bundler.store import hash_file
 
 _F32 = 0  # enum ggml_type
+# A product with the embedding is the output of a model that ties the two.
+_OUTPUTS = ("output.weight", "token_embd.weight")
 _LEAST_ROWS = 16  # llama-imatrix skips smaller products: they are not the text's
 
 
@@ -34,13 +41,15 @@ class Collector:
         self.counts: dict[str, npt.NDArray[np.int64]] = {}
         self.failure: BaseException | None = None
         self._output = output
+        self._counting = True
         self._dense, self._experts = ggml.operation("MUL_MAT"), ggml.operation("MUL_MAT_ID")
         self._seen: dict[int, tuple[npt.NDArray[np.float64], int]] = {}
         self.callback = native.llama().ggml_backend_sched_eval_callback(self._called)
 
-    def begin(self) -> None:
+    def begin(self, *, counting: bool = True) -> None:
         """Start a decode: addresses of the graph before it mean nothing any more."""
         self._seen.clear()
+        self._counting = counting
 
     def finish(self) -> None:
         """Raise what went wrong inside the callback, from where it could not be raised."""
@@ -57,11 +66,11 @@ class Collector:
             return False
 
     def _wanted(self, node: Any) -> bool:
-        if node.op not in (self._dense, self._experts):
+        if not self._counting or node.op not in (self._dense, self._experts):
             return False
         source = ggml.tensor_at(node.src[1])
         weight = ggml.weight_name(ggml.tensor_at(node.src[0]))
-        if not (weight.startswith("blk.") or (self._output and weight == "output.weight")):
+        if not (weight.startswith("blk.") or (self._output and weight in _OUTPUTS)):
             return False
         if source.type != _F32:
             return False
@@ -113,8 +122,11 @@ class Collector:
 def calibrate_job(arguments: Mapping[str, Any], report: Any) -> dict[str, Any]:
     """Child job: collect over `texts` and write `output`; returns facts.
 
-    Arguments: model, texts (name → path), output, context_tokens, chunks, include_output.
+    Arguments: model, texts (name → path), output, context_tokens, chunks, include_output, kept (a
+    file in which sums are kept meanwhile, or none: one that was cut off goes on from there).
     """
+    weights = Weights(Path(arguments["model"]))
+    weights.check_finite()
     texts = {name: Path(path) for name, path in arguments["texts"].items()}
     window = int(arguments["context_tokens"])
     gpu = any(device.is_gpu for device in native.best_devices())
@@ -127,20 +139,33 @@ def calibrate_job(arguments: Mapping[str, Any], report: Any) -> dict[str, Any]:
         ) as context,
     ):  # fmt: skip
         parts = windows(model, texts, window_tokens=window, most=int(arguments["chunks"]))
+        kept = _kept(arguments, weights, parts)
+        done, listener = kept.load(collector.squares, collector.counts), Listener()
         for number, part in enumerate(parts):
-            collector.begin()
+            if number < done and not listener.wants(number):
+                continue
+            collector.begin(counting=number >= done)
             context.clear()
             # Logits for all: llama.cpp drops rows without output before the last feed-forward.
             context.decode(part, logits_from=0)
             collector.finish()
+            if listener.wants(number):
+                listener.hear(context.logits(len(part)), part)
+            kept.keep(collector.squares, collector.counts, max(done, number + 1))
             report((number + 1) * window, len(parts) * window, "tokens")
+        warnings = warnings_about(model, parts, listener.perplexity)
     entries = _checked(collector)
     write_imatrix(
         Path(arguments["output"]), entries, datasets=sorted(texts),
         chunks=len(parts), chunk_tokens=window,
     )  # fmt: skip
+    kept.drop()
     unused = {name: int((e.counts == 0).sum()) for name, e in entries.items()}
     return {
+        **_coverage(weights, entries),
+        "warnings": warnings + _unused_warnings(unused, entries),
+        "perplexity": listener.perplexity,
+        "resumed_at": done,
         "tensors": len(entries),
         "chunks": len(parts),
         "chunk_tokens": window,
@@ -149,6 +174,43 @@ def calibrate_job(arguments: Mapping[str, Any], report: Any) -> dict[str, Any]:
         "experts_never_used": {name: count for name, count in sorted(unused.items()) if count},
         "device": native.best_devices()[0].description,
     }
+
+
+def _kept(arguments: Mapping[str, Any], weights: Weights, parts: list[list[int]]) -> Kept:
+    """Return where sums are kept; they depend on the weights, the tokens and what is collected."""
+    path = Path(arguments["kept"]) if arguments.get("kept") else None
+    identity = {
+        "model": hash_file(Path(arguments["model"])) if path is not None else "",
+        "tensors": len(weights.header.tensors),
+        "windows": parts,
+        "include_output": bool(arguments.get("include_output")),
+    }
+    return Kept(path, identity if path is not None else {})
+
+
+def _coverage(weights: Weights, entries: Mapping[str, Entry]) -> dict[str, Any]:
+    """Say which weights have no entry, and how often the least used expert of each was chosen."""
+    matrices = [tensor.name for tensor in free_tensors(facts_of(weights.header).tensors)]
+    fewest = {
+        name: int(entry.counts.min()) for name, entry in sorted(entries.items())
+        if entry.counts.size > 1
+    }  # fmt: skip
+    return {
+        "matrices": len(matrices),
+        "not_covered": sorted(set(matrices) - set(entries)),
+        "tokens_of_least_used_expert": fewest,
+    }
+
+
+def _unused_warnings(unused: Mapping[str, int], entries: Mapping[str, Entry]) -> list[str]:
+    bad = {name: count for name, count in unused.items() if count}
+    if not bad:
+        return []
+    worst = max(sorted(bad), key=lambda name: bad[name])
+    return [
+        f"{sum(bad.values())} experts in {len(bad)} tensors were never chosen on the calibration text "
+        f"(most in {worst}: {bad[worst]} of {entries[worst].counts.size}); their channels count alike"
+    ]
 
 
 def _checked(collector: Collector) -> dict[str, Entry]:

@@ -7,12 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bundler.builtin.llamacpp.allocation import steps as allocation
 from bundler.builtin.llamacpp.child import run_child
 from bundler.builtin.llamacpp.prove import prove
 from bundler.errors import PluginError
+from bundler.events import Note
 from bundler.fingerprint import code_digest
 from bundler.hardware import Target
 from bundler.hookspecs import Task
+from bundler.inspection import Inspection
 from bundler.lock import (
     AdapterFacts,
     LockedFile,
@@ -23,6 +26,7 @@ from bundler.lock import (
 )
 from bundler.plan import Offer
 from bundler.recipe import ModelRequest
+from bundler.value import digest
 
 JOBS = "bundler.builtin.llamacpp"
 CALIBRATION_WINDOW_TOKENS = 512
@@ -76,6 +80,34 @@ class LlamaCppEngine:
 
         return projector_facts(resolution, read, base)
 
+    def inspect_outliers(
+        self, model: Path, text: Path, *, title: str, tokens: int, mitigate: str, scratch: Path,
+        environment: Mapping[str, str], progress: Callable[..., None] | None = None,
+    ) -> Inspection:  # fmt: skip
+        """Look at a model's activations on a text; see `outliers.looking`."""
+        from bundler.builtin.llamacpp.outliers.looking import Look, look
+
+        return look(Look(model, text, title, tokens, mitigate, scratch, environment, progress))
+
+    def recheck(
+        self, model: Path, fingerprint: Path, *, title: str, kv_cache: str,
+        adapters: Sequence[tuple[Path, float]], sample_positions: Sequence[int],
+        environment: Mapping[str, str], progress: Callable[..., None] | None = None,
+    ) -> Mapping[str, Any]:  # fmt: skip
+        """Hold a model of a bundle against the reference's fingerprint again; see `recheck`."""
+        return dict(
+            run_child(
+                f"{JOBS}.recheck:recheck_job",
+                {
+                    "model": str(model), "fingerprint": str(fingerprint), "title": title,
+                    "kv_cache": kv_cache, "sample_positions": list(sample_positions),
+                    "adapters": [(str(path), scale) for path, scale in adapters],
+                },
+                environment=environment,
+                progress=progress,
+            )
+        )  # fmt: skip
+
     def offers(
         self,
         request: ModelRequest,
@@ -88,8 +120,14 @@ class LlamaCppEngine:
 
         return make_offers(request, model, target, texts)
 
+    def cut(self, offer: Offer, most_bytes: int) -> Offer | None:
+        """Return an offer of the same model in files that are no larger; see `sharding`."""
+        from bundler.builtin.llamacpp.sharding import cut_offer
+
+        return cut_offer(offer, most_bytes)
+
     def run(self, task: Task) -> Mapping[str, Any]:
-        """Do one step: convert, calibrate, quantize or prove."""
+        """Do one step: convert, calibrate, quantize, measure and mix, shard or prove."""
         action = _ACTIONS.get(task.action)
         if action is None:
             raise PluginError(f"the llama.cpp engine knows no action {task.action!r}")
@@ -139,7 +177,10 @@ def calibrate(task: Task) -> dict[str, Any]:
     if chunks is None and "tokens" in task.parameters:
         chunks = max(1, int(task.parameters["tokens"]) // window)
     texts = {name: path for name, path in task.inputs.items() if name != "model.gguf"}
-    return dict(
+    identity = {**task.parameters, "inputs": sorted(map(str, task.inputs.values()))}
+    work = task.world.store.root / "work"
+    work.mkdir(parents=True, exist_ok=True)
+    found = dict(
         run_child(
             f"{JOBS}.calibrate:calibrate_job",
             {
@@ -149,11 +190,15 @@ def calibrate(task: Task) -> dict[str, Any]:
                 "context_tokens": window,
                 "chunks": int(chunks or CALIBRATION_CHUNKS),
                 "include_output": bool(task.parameters.get("include_output")),
+                "kept": str(work / f"calibration-{digest(identity)[:32]}.npz"),
             },
             environment=task.world.environment,
             progress=task.progress,
         )
     )
+    for warning in found["warnings"]:
+        task.world.report(Note(warning, "warning", "verify.calibration: name another text"))
+    return found
 
 
 def quantize(task: Task) -> dict[str, Any]:
@@ -180,6 +225,24 @@ def quantize(task: Task) -> dict[str, Any]:
     )
 
 
+def shard(task: Task) -> dict[str, Any]:
+    """Cut `model.gguf`, or shards of it, into `model-00001-of-00003.gguf`… Parameters: most_bytes."""
+    from bundler.builtin.llamacpp.sharding import model_inputs
+
+    return dict(
+        run_child(
+            f"{JOBS}.jobs:shard_job",
+            {
+                "files": [str(path) for path in model_inputs(task)],
+                "folder": str(task.output),
+                "most_bytes": int(task.parameters["most_bytes"]),
+            },
+            environment=task.world.environment,
+            progress=task.progress,
+        )
+    )
+
+
 def _needed(task: Task, name: str) -> Path:
     if name not in task.inputs:
         raise PluginError(f"{task.action} needs an input called {name!r}")
@@ -194,5 +257,9 @@ _ACTIONS: Mapping[str, Callable[[Task], Mapping[str, Any]]] = {
     "convert": convert,
     "calibrate": calibrate,
     "quantize": quantize,
+    "errors": allocation.errors,
+    "sensitivity": allocation.sensitivity,
+    "mix": allocation.mix,
+    "shard": shard,
     "prove": prove,
 }

@@ -1,88 +1,125 @@
 """Perplexity of a model, and its divergence from the unquantized one, on held-out text.
 
 Runs only in a child process. As in llama-perplexity the text is cut into windows and the second
-half of each is scored, so that every scored token has some context. Both models are open at once
-and go through the text window by window where memory allows; otherwise the reference goes first
-and leaves its logits on disk, whole (float32): both ways give the same figures to the last bit.
+half of each is scored, so that every scored token has some context. The reference goes first and
+leaves its scores on disk (`kept_scores`), where every other candidate of the model finds them; with
+`mode` "lockstep" both models are open at once and nothing is kept. Both ways give the same figures
+to the last bit.
 """
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import psutil
 
 from bundler.builtin.llamacpp import native
 from bundler.builtin.llamacpp.divergence import Scores
+from bundler.builtin.llamacpp.fingerprinting import FingerprintMaker
+from bundler.builtin.llamacpp.kept_scores import (
+    Kept,
+    KeptFile,
+    keep,
+    kept_path,
+    open_kept,
+    write_kept,
+)
 from bundler.builtin.llamacpp.session import (
     Context,
     adapters_of,
     open_context,
     open_model,
     require_placement,
+    usable_threads,
 )
 from bundler.builtin.llamacpp.texts import Texts, windows
 from bundler.errors import RecipeError
-from bundler.store import full_disk_is_an_error, hash_file
+from bundler.store import hash_file
 
 Logits = npt.NDArray[np.float32]
 Windows = Sequence[Sequence[int]]
-_MARGIN = 1.15
-"""Two models side by side need their files' sizes and about this much more (buffers, KV cache)."""
 
 
 def evaluate_job(arguments: Mapping[str, Any], report: Any) -> dict[str, Any]:
     """Child job: return the figures of a `proof.Quality`.
 
-    Arguments: model, reference (or none), text, window_tokens, tokens, kv_cache, gpu, scratch,
-    gpu_layers, adapters (the reference gets both too), mode ("auto", "lockstep" or "two-pass").
+    Arguments: model, reference (or none), text, window_tokens, tokens, kv_cache, gpu, scratch (where
+    the reference's scores are kept), gpu_layers, adapters (the reference gets both too), mode
+    ("auto", "lockstep" or "two-pass", the default), tail (give `kld_p999`, too), further (give all
+    figures), fingerprint (a file to leave the reference's fingerprint in; its facts are returned).
     """
     model_path = Path(arguments["model"])
-    reference_path = Path(arguments["reference"]) if arguments.get("reference") else None
     text = Path(arguments["text"])
     texts = {arguments.get("text_name", text.name): text}
     window = int(arguments["window_tokens"])
     most = max(1, int(arguments["tokens"]) // window)
-    gpu = bool(arguments["gpu"])
     settings = {
-        "kv_cache": arguments["kv_cache"], "gpu": gpu, "window": window,
+        "kv_cache": arguments["kv_cache"], "gpu": bool(arguments["gpu"]), "window": window,
         "gpu_layers": int(arguments.get("gpu_layers", -1)), "adapters": adapters_of(arguments),
+        "text_sha256": hash_file(text),
     }  # fmt: skip
-    scores = Scores()
-    if reference_path is None:
+    scores, more = Scores(), dict[str, Any]()
+    if not arguments.get("reference"):
         mode = "alone"
         count = _alone(model_path, texts, most, settings, scores, report)
     else:
-        mode = _mode(arguments.get("mode", "auto"), model_path, reference_path, gpu)
-        run = _lockstep if mode == "lockstep" else _two_pass
-        count = run(
-            model_path, reference_path, texts, most, settings, scores, report,
-            Path(arguments["scratch"]),
-        )  # fmt: skip
+        mode = "lockstep" if arguments.get("mode") == "lockstep" else "two-pass"
+        pair = Pair(model_path, Path(arguments["reference"]), texts, most, settings)
+        maker = FingerprintMaker() if arguments.get("fingerprint") else None
+        scores.watch = maker
+        if mode == "lockstep":
+            parts, vocabulary = _lockstep(pair, scores, report)
+        else:
+            parts, vocabulary = _two_pass(pair, scores, report, Path(arguments["scratch"]))
+        count = len(parts)
+        if maker is not None:
+            more = maker.finish(
+                Path(arguments["fingerprint"]), parts, vocabulary,
+                reference_sha256=hash_file(pair.reference), text_sha256=settings["text_sha256"],
+            )  # fmt: skip
     return {
         **scores.summary(),
+        **_asked(arguments, scores, window),
+        **more,
         "context_tokens": window,
         "windows": count,
         "mode": mode,
-        "text_sha256": hash_file(text),
+        "text_sha256": settings["text_sha256"],
     }
 
 
-def _mode(asked: str, model: Path, reference: Path, gpu: bool) -> str:
-    """Choose lockstep when both models fit side by side in what is free now."""
-    if asked != "auto":
-        return asked
-    free = psutil.virtual_memory().available
-    if gpu:
-        free = sum(device.free_bytes for device in native.best_devices())
-    needed = _MARGIN * (model.stat().st_size + reference.stat().st_size)
-    return "lockstep" if needed < free else "two-pass"
+def _asked(arguments: Mapping[str, Any], scores: Scores, window: int) -> dict[str, Any]:
+    """Return the figures that not every caller wants."""
+    if arguments.get("further") and scores.divergences:
+        return {**scores.further(), "by_position": scores.by_position(window)}
+    return {"kld_p999": scores.quantile(0.999)} if arguments.get("tail") else {}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A model, its reference, and what both are asked."""
+
+    model: Path
+    reference: Path
+    texts: Texts
+    most: int
+    settings: Mapping[str, Any]
+
+    def identity(self) -> dict[str, Any]:
+        """Return all that the reference's scores depend on."""
+        settings = self.settings
+        return {
+            "reference": hash_file(self.reference), "text": settings["text_sha256"],
+            "window": settings["window"], "most": self.most, "gpu": settings["gpu"],
+            "gpu_layers": settings["gpu_layers"] if settings["gpu"] else 0,
+            "adapters": [[hash_file(path), scale] for path, scale in settings["adapters"]],
+            "made_by": [native.fingerprint_job({}, None), usable_threads(self.reference)],
+        }  # fmt: skip
 
 
 class _Side:
@@ -138,49 +175,65 @@ def _alone(
     return len(parts)
 
 
-def _lockstep(
-    model: Path, reference: Path, texts: Texts, most: int, settings: Mapping[str, Any],
-    scores: Scores, report: Any, _scratch: Path,
-) -> int:  # fmt: skip
+def _lockstep(pair: Pair, scores: Scores, report: Any) -> tuple[list[list[int]], int]:
+    settings = pair.settings
     with ExitStack() as stack:
         # The reference keeps an F16 KV cache: what a quantized cache costs is part of the damage.
-        base = _Side(stack, reference, "f16", settings, "reference.gguf")
-        side = _Side(stack, model, settings["kv_cache"], settings)
-        parts = base.windows(texts, settings, most)
-        _same_tokens(parts, side.windows(texts, settings, most))
+        base = _Side(stack, pair.reference, "f16", settings, "reference.gguf")
+        side = _Side(stack, pair.model, settings["kv_cache"], settings)
+        parts = base.windows(pair.texts, settings, pair.most)
+        _same_tokens(parts, side.windows(pair.texts, settings, pair.most))
+        _same_vocabulary(base.model.vocabulary, side.model.vocabulary)
         for number, part in enumerate(parts):
-            scores.add(base.second_half(part), side.second_half(part), _following(part))
+            following = _following(part)
+            kept = keep(base.second_half(part), following)
+            scores.add_kept(kept, side.second_half(part), following)
             _tell(report, number + 1, len(parts), settings)
-    return len(parts)
+    return parts, base.model.vocabulary
 
 
 def _two_pass(
-    model: Path, reference: Path, texts: Texts, most: int, settings: Mapping[str, Any],
-    scores: Scores, report: Any, scratch: Path,
-) -> int:  # fmt: skip
-    with (
-        full_disk_is_an_error(scratch, "the reference model's logits"),
-        tempfile.TemporaryFile(dir=scratch) as stream,
-    ):
-        with ExitStack() as stack:
-            base = _Side(stack, reference, "f16", settings, "reference.gguf")
-            parts = base.windows(texts, settings, most)
+    pair: Pair, scores: Scores, report: Any, scratch: Path
+) -> tuple[list[list[int]], int]:
+    path = kept_path(scratch, pair.identity())
+    known = open_kept(path)
+    done = 0
+    if known is None:
+        known = _run_reference(pair, path, report)
+        done = len(known.windows)
+    settings, total = pair.settings, done + len(known.windows)
+    with ExitStack() as stack:
+        side = _Side(stack, pair.model, settings["kv_cache"], settings)
+        _same_tokens(known.windows, side.windows(pair.texts, settings, pair.most))
+        _same_vocabulary(known.vocabulary, side.model.vocabulary)
+        for number, part in enumerate(known.windows):
+            kept, following = known.read(number), _following(part)
+            scores.add_kept(kept, side.second_half(part), following)
+            _tell(report, done + number + 1, total, settings)
+    return known.windows, known.vocabulary
+
+
+def _run_reference(pair: Pair, path: Path, report: Any) -> KeptFile:
+    """Run the reference over the text and keep its scores."""
+    settings = pair.settings
+    with ExitStack() as stack:
+        base = _Side(stack, pair.reference, "f16", settings, "reference.gguf")
+        parts = base.windows(pair.texts, settings, pair.most)
+
+        def scored() -> Iterator[Kept]:
             for number, part in enumerate(parts):
-                stream.write(base.second_half(part).tobytes())
+                yield keep(base.second_half(part), _following(part))
                 _tell(report, number + 1, 2 * len(parts), settings)
-            vocabulary = base.model.vocabulary
-        stream.seek(0)
-        with ExitStack() as stack:
-            side = _Side(stack, model, settings["kv_cache"], settings)
-            _same_tokens(parts, side.windows(texts, settings, most))
-            for number, part in enumerate(parts):
-                following = _following(part)
-                kept = np.frombuffer(stream.read(4 * following.size * vocabulary), np.float32)
-                scores.add(
-                    kept.reshape(following.size, vocabulary), side.second_half(part), following
-                )
-                _tell(report, len(parts) + number + 1, 2 * len(parts), settings)
-    return len(parts)
+
+        return write_kept(path, parts, base.model.vocabulary, scored())
+
+
+def _same_vocabulary(reference: int, model: int) -> None:
+    if reference != model:
+        raise RecipeError(
+            f"the model knows {model} tokens and its reference {reference}: they are no pair",
+            hint="compare a model only with the one that it was made from",
+        )
 
 
 def _same_tokens(reference: Windows, model: Windows) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bundler.builtin.llamacpp import native
-from bundler.builtin.llamacpp.chat import TemplateUnusable, render
+from bundler.builtin.llamacpp.prompts import NO_TEMPLATE, question_tokens, template_sha256
 from bundler.builtin.llamacpp.session import Context, Model
 from bundler.errors import StepFailed
 
@@ -72,20 +72,9 @@ def sample_text(
     model: Model, context: Context, prompt: str, context_tokens: int, notes: list[str]
 ) -> dict[str, Any]:
     """Continue a prompt greedily, through the model's own chat template where it has a usable one."""
-    library = native.llama()
-    bos = _control_text(model, library.llama_vocab_bos(model.vocab_pointer))
-    text, templated = prompt, False
-    raw = library.llama_model_chat_template(model.pointer, None)
-    if raw:
-        eos = _control_text(model, library.llama_vocab_eos(model.vocab_pointer))
-        try:
-            text = render(raw.decode("utf-8", "replace"), prompt, bos=bos, eos=eos)
-            templated = True
-        except TemplateUnusable as error:
-            notes.append(f"the model's chat template could not be used: {error}")
-    # A template that writes BOS itself must not get a second one.
-    start = not (bos and text.startswith(bos))
-    tokens = model.tokens(text, special=templated, start=start)
+    tokens, why_plain = question_tokens(model, prompt)
+    if why_plain not in ("", NO_TEMPLATE):
+        notes.append(why_plain)
     room = context_tokens - len(tokens)
     if not tokens or room < 1:
         raise StepFailed(
@@ -97,17 +86,13 @@ def sample_text(
             "prompt_tokens": tokens,
             "tokens": [token for token, _ in likely[:_SELFTEST_TOKENS]],
             "logprobs": [logprob for _, logprob in likely[:_SELFTEST_TOKENS]],
+            "template_sha256": template_sha256(model),
         },
         "sample_prompt": prompt,
         "sample_text": model.text(said),
-        "chat_template": templated,
+        "chat_template": not why_plain,
         "ended_by_itself": len(said) < min(_SAMPLE_TOKENS, room),
     }
-
-
-def _control_text(model: Model, token: int) -> str:
-    raw = native.llama().llama_vocab_get_text(model.vocab_pointer, token) if token >= 0 else b""
-    return str((raw or b"").decode("utf-8", "replace"))
 
 
 def _greedy(

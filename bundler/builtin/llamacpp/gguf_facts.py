@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from math import prod
 from typing import Any
 
+from bundler.builtin.llamacpp.sharding import model_names
 from bundler.errors import Problem, UnsafeInput
 from bundler.lock import LockedFile, ModelFacts, TensorFact
 from bundler.weights import GgufArray, GgufHeader, GgufTensor, read_gguf_header
 from bundler.weights.gguf import STRING, VALUE_TYPES
+from bundler.weights.shards import check_shards
 
-_PART = re.compile(r"(?P<base>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
 MAX_COUNT = 1 << 31
 MAX_LAYERS = 1 << 12
 _ALSO_KEPT = ("tokenizer.ggml.token_type_count",)
@@ -36,12 +36,13 @@ def gguf_facts(
     files: Mapping[str, LockedFile], read: Callable[[LockedFile, int, int], bytes]
 ) -> ModelFacts:
     """Read the headers of a GGUF model. Raises UnsafeInput."""
-    parts = _parts(files)
+    parts = [files[name] for name in model_names(files)]
     headers = [_header(part, read) for part in parts]
     keys = _Keys(headers[0], parts[0].path)
-    _check_split(keys, headers)
+    check_shards(headers, keys.where)
     tensors = [tensor for header in headers for tensor in header.tensors]
-    _check_names(tensors, keys.where)
+    if not tensors:
+        raise UnsafeInput("it holds a vocabulary but no weights", where=keys.where)
     return _facts(keys, tensors)
 
 
@@ -50,34 +51,6 @@ def _header(file: LockedFile, read: Callable[[LockedFile, int, int], bytes]) -> 
         return read(file, start, length)
 
     return read_gguf_header(read_part, file.size_bytes, where=file.path)
-
-
-def _parts(files: Mapping[str, LockedFile]) -> list[LockedFile]:
-    """Return the model's files in order. Projectors (`mmproj`) beside it are not part of it."""
-    names = sorted(
-        path for path in files
-        if path.lower().endswith(".gguf") and "mmproj" not in path.rsplit("/", 1)[-1].lower()
-    )  # fmt: skip
-    if not names:
-        raise UnsafeInput("there is a projector but no model", hint="name the model's own file")
-    found = [_PART.fullmatch(name) for name in names]
-    if len(names) == 1 and found[0] is None:
-        return [files[names[0]]]
-    groups = {
-        (match["base"], int(match["count"])) if match else (name, 1)
-        for name, match in zip(names, found, strict=True)
-    }
-    if len(groups) != 1:
-        raise UnsafeInput(
-            f"{len(groups)} different models: {', '.join(sorted(base for base, _ in groups)[:6])}",
-            hint="name one of the files in the recipe",
-        )
-    (base, count), *_ = groups
-    numbers = [int(match["number"]) for match in found if match]
-    if numbers != list(range(1, count + 1)):
-        missing = sorted(set(range(1, count + 1)) - set(numbers))
-        raise UnsafeInput(f"parts {missing[:10]} of {count} are missing", where=base)
-    return [files[name] for name in names]
 
 
 class _Keys:
@@ -132,34 +105,6 @@ class _Keys:
         if value is not None and not isinstance(value, GgufArray):
             raise self.fail(key, "an array")
         return value
-
-
-def _check_split(keys: _Keys, headers: list[GgufHeader]) -> None:
-    """Parts must say that they are parts of one model, in order."""
-    if len(headers) == 1 and keys.count("split.count", 1) <= 1:
-        return
-    problems = []
-    for number, header in enumerate(headers):
-        said = (header.metadata.get("split.no"), header.metadata.get("split.count"))
-        if said != (number, len(headers)):
-            problems.append(
-                Problem(f"part {number + 1} says it is number {said[0]} of {said[1]}", keys.where)
-            )
-    total = keys.count("split.tensors.count", 0)
-    if total != (found := sum(len(header.tensors) for header in headers)):
-        problems.append(
-            Problem(f"the parts have {found} tensors, not the {total} announced", keys.where)
-        )
-    if problems:
-        raise UnsafeInput(problems)
-
-
-def _check_names(tensors: list[GgufTensor], where: str) -> None:
-    names = {tensor.name for tensor in tensors}
-    if len(names) != len(tensors):
-        raise UnsafeInput("a tensor is in more than one part", where=where)
-    if not tensors:
-        raise UnsafeInput("it holds a vocabulary but no weights", where=where)
 
 
 def _facts(keys: _Keys, tensors: list[GgufTensor]) -> ModelFacts:

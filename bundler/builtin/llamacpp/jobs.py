@@ -20,3 +20,16 @@ def convert_job(arguments: Mapping[str, Any], report: Any) -> dict[str, Any]:
             progress=report,
         )
     )
+
+
+def shard_job(arguments: Mapping[str, Any], report: Any) -> dict[str, Any]:
+    """Child job: a model's files to shards. Arguments: files (in order), folder, most_bytes."""
+    from bundler.builtin.llamacpp.sharding import STEM
+    from bundler.weights.cutting import write_shards
+
+    folder = Path(arguments["folder"])
+    names = write_shards(
+        [Path(path) for path in arguments["files"]], folder, STEM, int(arguments["most_bytes"]),
+        lambda done, total: report(done, total, "bytes"),
+    )  # fmt: skip
+    return {"shards": len(names), "size_bytes": sum((folder / n).stat().st_size for n in names)}

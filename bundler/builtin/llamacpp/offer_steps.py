@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from bundler.builtin.llamacpp.allocation.planned import Mix
+from bundler.builtin.llamacpp.allocation.steps import mixing_steps
 from bundler.builtin.llamacpp.companions import input_names
 from bundler.builtin.llamacpp.schemes import UNQUANTIZED
 from bundler.errors import PluginError, RecipeError
@@ -55,6 +57,8 @@ class Building:
     guided: bool
     stored: str
     """What the conversion writes when it is left to itself."""
+    mix: Mix | None = None
+    """Where each tensor's type is chosen by measuring."""
 
     @property
     def last(self) -> str:
@@ -75,8 +79,13 @@ def making_steps(
     """Return the steps that make the model, in order; names are relative to the model's."""
     steps = [_convert_step(building, published)]
     if building.guided:
-        steps.append(_calibrate_step(texts))
-    if building.last == "quantize":
+        steps.append(_calibrate_step(texts, output=building.mix is not None))
+    if building.mix is not None:
+        steps += mixing_steps(
+            building.mix, PLUGIN, guided=building.guided,
+            minutes=building.request.measure_minutes, calibration=texts.calibration,
+        )  # fmt: skip
+    elif building.last == "quantize":
         steps.append(_quantize_step(building))
     return tuple(steps)
 
@@ -115,11 +124,17 @@ def _title(request: ModelRequest) -> str:
     return request.source.locator.rstrip("/").rpartition("/")[2]
 
 
-def _calibrate_step(texts: Texts) -> Step:
+def _calibrate_step(texts: Texts, *, output: bool) -> Step:
     if texts.calibration is None:
         raise RecipeError(
             "verify.calibration: an importance matrix is made from a text, and the lock has none",
             hint='verify.calibration = "path:some-text.txt", or importance_matrix = "none"',
+        )
+    if texts.heldout is not None and texts.heldout.sha256 == texts.calibration.sha256:
+        raise RecipeError(
+            "verify.calibration and verify.heldout are the same text: a model fitted to what it is "
+            "scored on proves nothing",
+            hint="name another text for one of them, or leave one out: we ship both",
         )
     return Step(
         name="calibrate",
@@ -132,6 +147,7 @@ def _calibrate_step(texts: Texts) -> Step:
         parameters={
             "context_tokens": CALIBRATION_WINDOW_TOKENS,
             "tokens": CALIBRATION_TOKENS,
+            **({"include_output": True} if output else {}),
         },
     )
 
@@ -174,7 +190,8 @@ def with_companions(
 
 def proof_step(
     request: ModelRequest, texts: Texts, kv_cache: str, memory: Memory,
-    built: StepInput | FileInput, *, reference: StepInput | None,
+    built: StepInput | FileInput, *, reference: StepInput | None, mixed: bool = False,
+    guided: bool = False,
 ) -> Step:  # fmt: skip
     """Return the step that measures a built model, against `reference` where there is one.
 
@@ -185,6 +202,13 @@ def proof_step(
         inputs["reference.gguf"] = reference
     if texts.heldout is not None:
         inputs["heldout.txt"] = texts.heldout
+    if mixed:
+        inputs["allocation.json"] = StepInput(step="quantize", file="allocation.json")
+    if guided and reference is not None and texts.calibration is not None:
+        inputs["calibration.txt"] = texts.calibration  # which the held-out text must not repeat
+    controls = mixed and request.controls
+    if controls and guided:
+        inputs["imatrix.gguf"] = StepInput(step="calibrate", file="imatrix.gguf")
     return Step(
         name="prove",
         plugin=PLUGIN,
@@ -198,5 +222,6 @@ def proof_step(
             "require": "any",
             "tokens": 4096,
             "predicted_memory_bytes": memory.total_bytes,
+            **({"controls": True} if controls else {}),
         },
     )

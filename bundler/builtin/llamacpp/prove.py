@@ -6,20 +6,26 @@ other compares it with the unquantized one (perplexity and KLD, or vectors for e
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from bundler.builtin.llamacpp.allocation.evidence import evidence
 from bundler.builtin.llamacpp.child import run_child
-from bundler.errors import PluginError, ProofFailed
+from bundler.builtin.llamacpp.leaks import leak_notes
+from bundler.builtin.llamacpp.long_answers.comparing import long_answers
+from bundler.builtin.llamacpp.sharding import WHOLE, loadable, model_inputs
+from bundler.errors import ProofFailed
 from bundler.hookspecs import Task
-from bundler.proof import Device, Proof, Quality, Selftest, Speed
+from bundler.proof import Device, Fingerprint, Proof, Quality, Selftest, Speed
 from bundler.store import hash_file
 from bundler.value import format_bytes, pretty_json
 
 JOBS = "bundler.builtin.llamacpp"
 WINDOW_TOKENS = 512
 """Window of llama-perplexity, so that figures can be compared with published ones."""
+FINGERPRINT_NAME = "reference.likelihoods"
 SAMPLE_PROMPTS = {
     "code": "Write a Python function that returns the n-th Fibonacci number.",
     "chat": "Explain in two sentences how to make water safe to drink.",
@@ -27,10 +33,19 @@ SAMPLE_PROMPTS = {
 _TASK_DEFAULTS: Mapping[str, Any] = {
     "role": "chat", "context_tokens": 4096, "parallel": 1, "kv_cache": "f16", "require": "any",
     "tokens": 4096, "predicted_memory_bytes": 0, "gpu_layers": -1, "scales": (),
+    "long_tokens": 0, "long_minutes": 10,
+    "controls": False,
 }  # fmt: skip
 
 
 def prove(task: Task) -> dict[str, Any]:
+    """Measure a model as it ships: its shards, where it is cut, are opened through the first one."""
+    files = model_inputs(task)
+    with loadable(task) as model:
+        return _prove(replace(task, inputs={**task.inputs, WHOLE: model}), files)
+
+
+def _prove(task: Task, files: Sequence[Path]) -> dict[str, Any]:
     """Measure `model.gguf` (against `reference.gguf`, on `heldout.txt`); leaves `proof.json`.
 
     Parameters: role, context_tokens, parallel, kv_cache, require, tokens,
@@ -42,33 +57,42 @@ def prove(task: Task) -> dict[str, Any]:
         ProofFailed: `require` is `gpu` and there is none, or not all layers went there.
     """
     parameters = {**_TASK_DEFAULTS, **task.parameters}
-    if "model.gguf" not in task.inputs:
-        raise PluginError("prove needs an input called 'model.gguf'")
     there = _gpu_is_there(task, str(parameters["require"]))
     gpu = there and int(parameters["gpu_layers"]) != 0
     generates = parameters["role"] not in ("embed", "rerank")
     measured = _measure(task, parameters, gpu=gpu)
     notes = list(measured["notes"])
     quality, cosine, settings = None, None, _settings(parameters, measured, gpu=gpu)
+    long, fingerprint = None, None
     if generates:
-        quality = _compare(task, parameters, settings, notes, gpu=gpu)
+        quality, fingerprint = _compare(task, parameters, settings, notes, gpu=gpu)
+        more = evidence(
+            task, _evaluation(task, parameters, gpu=gpu), quality,
+            controls=bool(parameters["controls"]),
+        )  # fmt: skip
+        settings |= more.settings
+        notes += more.notes
+        long = long_answers(task, parameters, notes, _adapters(task, parameters), gpu=gpu)
     else:
         cosine = _compare_vectors(task, parameters, settings, notes, gpu=gpu)
     notes += _placement_note(int(parameters["gpu_layers"]), there=there)
     device = Device(**measured["device"])
     notes += _memory_note(device, int(parameters["predicted_memory_bytes"]))
     proof = Proof(
-        model_sha256=hash_file(task.inputs["model.gguf"]),
+        model_sha256=hash_file(files[0]),
+        other_shards_sha256=tuple(map(hash_file, files[1:])),
         device=device,
         settings=settings,
         predicted_memory_bytes=int(parameters["predicted_memory_bytes"]),
         quality=quality,
+        long_answers=long,
         speed=Speed(**measured["speed"]),
         sample_prompt=measured["sample_prompt"],
         sample_text=measured["sample_text"],
         embedding_cosine_min=cosine,
         notes=tuple(notes),
         selftest=Selftest(**measured["selftest"]) if measured.get("selftest") else None,
+        fingerprint=fingerprint,
     )
     (task.output / "proof.json").write_text(pretty_json(proof), encoding="utf-8")
     return proof.model_dump(mode="json")
@@ -165,25 +189,24 @@ def _said_layers(gpu_layers: int) -> str | int:
 def _compare(
     task: Task, parameters: Mapping[str, Any], settings: dict[str, Any], notes: list[str],
     *, gpu: bool,
-) -> Quality | None:  # fmt: skip
-    """Return the quality figures; None without held-out text or without a reference."""
+) -> tuple[Quality | None, Fingerprint | None]:  # fmt: skip
+    """Return the quality figures and the fingerprint that was left beside them.
+
+    Neither without held-out text or without a reference.
+
+    Raises:
+        RecipeError: much of the held-out text is in the calibration text.
+    """
     if not _comparable(task, notes):
-        return None
+        return None, None
+    notes += leak_notes(task.inputs)
     found = dict(
         run_child(
             f"{JOBS}.evaluate:evaluate_job",
             {
-                "model": str(task.inputs["model.gguf"]),
-                "reference": str(task.inputs["reference.gguf"]),
-                "text": str(task.inputs["heldout.txt"]),
-                "text_name": "heldout.txt",
-                "window_tokens": min(WINDOW_TOKENS, int(parameters["context_tokens"])),
-                "tokens": int(parameters["tokens"]),
-                "kv_cache": parameters["kv_cache"],
-                "gpu": gpu,
-                "gpu_layers": parameters["gpu_layers"],
-                "adapters": _adapters(task, parameters),
-                "scratch": str(_scratch(task)),
+                **_evaluation(task, parameters, gpu=gpu),
+                "further": True,
+                "fingerprint": str(task.output / FINGERPRINT_NAME),
             },
             environment=task.world.environment,
             progress=task.progress,
@@ -197,7 +220,27 @@ def _compare(
             f"the held-out text is short: {evaluated} tokens evaluated of "
             f"{parameters['tokens']} asked for"
         )
-    return Quality(**found)
+    fingerprint = Fingerprint(**found.pop("fingerprint"))
+    return Quality(**found), fingerprint
+
+
+def _evaluation(task: Task, parameters: Mapping[str, Any], *, gpu: bool) -> dict[str, Any]:
+    """Return the arguments of the comparison; empty where there is nothing to compare with."""
+    if not _comparable(task, []):
+        return {}
+    return {
+        "model": str(task.inputs["model.gguf"]),
+        "reference": str(task.inputs["reference.gguf"]),
+        "text": str(task.inputs["heldout.txt"]),
+        "text_name": "heldout.txt",
+        "window_tokens": min(WINDOW_TOKENS, int(parameters["context_tokens"])),
+        "tokens": int(parameters["tokens"]),
+        "kv_cache": parameters["kv_cache"],
+        "gpu": gpu,
+        "gpu_layers": parameters["gpu_layers"],
+        "adapters": _adapters(task, parameters),
+        "scratch": str(_scratch(task)),
+    }
 
 
 def _compare_vectors(

@@ -27,6 +27,9 @@ _DRY = re.compile(
 )
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_.\-]{1,63}")
 _SHOWN = 8
+# `ggml_quantize_requires_imatrix` of ggml.c: without an entry ggml aborts, also where llama.cpp's own
+# check lets embeddings and outputs pass.
+_ABORTING = frozenset({"IQ2_XXS", "IQ2_XS", "IQ1_S"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,8 +166,9 @@ def check_importance(
         if tensor.name in given:
             if given[tensor.name].size != wanted:
                 wrong.append(f"{tensor.name} ({given[tensor.name].size} instead of {wanted})")
-        elif planned[tensor.name] != tensor.type and needs_importance(
-            tensor.name, planned[tensor.name], request.scheme
+        elif planned[tensor.name] != tensor.type and (
+            planned[tensor.name] in _ABORTING
+            or needs_importance(tensor.name, planned[tensor.name], request.scheme)
         ):
             lacking.append(tensor.name)
     problems = []

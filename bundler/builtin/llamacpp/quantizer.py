@@ -36,6 +36,8 @@ class Request:
     allow_fallback: bool
     allow_requantize: bool
     threads: int
+    metadata: tuple[tuple[str, str | float], ...] = ()
+    """Keys that the file's header gets on top: texts (127 bytes at most) and numbers (FLOAT32)."""
 
     @classmethod
     def from_json(cls, given: Mapping[str, Any]) -> Request:
@@ -83,6 +85,10 @@ def call_quantizer(
             rule.pattern, rule.type = pattern, number
         given.tt_overrides = ctypes.cast(rules, type(given.tt_overrides))
         kept.append(rules)
+    if request.metadata:
+        table = _overridden(library, request.metadata)
+        given.kv_overrides = ctypes.cast(table, type(given.kv_overrides))
+        kept.append(table)
     code = int(
         library.llama_model_quantize(os.fsencode(request.model), output, ctypes.byref(given))
     )
@@ -92,6 +98,22 @@ def call_quantizer(
             where="model.gguf",
         )
     return code
+
+
+_FLOAT, _STRING = 1, 3  # enum llama_model_kv_override_type
+
+
+def _overridden(library: Any, metadata: tuple[tuple[str, str | float], ...]) -> Any:
+    """Return keys and values as llama.cpp takes them, with the empty one that ends the list."""
+    table = (library.llama_model_kv_override * (len(metadata) + 1))()
+    for entry, (key, value) in zip(table, metadata, strict=False):
+        entry.key = key.encode()
+        entry.tag = _STRING if isinstance(value, str) else _FLOAT
+        if isinstance(value, str):
+            entry.value.val_str = value.encode()[:127]
+        else:
+            entry.value.val_f64 = float(value)
+    return table
 
 
 class LogProgress:

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bundler.builtin.llamacpp import native
+from bundler.builtin.llamacpp.sharding import size_on_disk
 from bundler.errors import ProofFailed, StepFailed, UnsafeInput
 
 _OFFLOADED = re.compile(r"offloaded (\d+)/(\d+) layers to GPU")
@@ -36,7 +37,7 @@ def usable_threads(model: Path) -> int:
     A small model gets one: its products are shorter than the wait for the other threads, which
     spin, so that on a busy machine two threads were seen to be 70 times slower than one.
     """
-    if model.stat().st_size < _SMALL_MODEL_BYTES:
+    if size_on_disk(model) < _SMALL_MODEL_BYTES:
         return 1
     if hasattr(os, "sched_getaffinity"):
         return max(1, len(os.sched_getaffinity(0)))
@@ -235,7 +236,7 @@ class Context:
 
         `logits_from` counts within `tokens`; -1 keeps the last one's only.
         """
-        library, batch, count = native.llama(), self._batch, len(tokens)
+        batch, count = self._batch, len(tokens)
         batch.n_tokens = count
         first = count - 1 if logits_from < 0 else logits_from
         for index, token in enumerate(tokens):
@@ -244,7 +245,22 @@ class Context:
             batch.n_seq_id[index] = 1
             batch.seq_id[index][0] = sequence
             batch.logits[index] = index >= first
-        code = library.llama_decode(self.pointer, batch)
+        self._run(count)
+
+    def decode_each(self, given: Sequence[tuple[int, int, int]]) -> None:
+        """Feed one token to each of several sequences: (token, position, sequence); keep all logits."""
+        batch = self._batch
+        batch.n_tokens = len(given)
+        for index, (token, position, sequence) in enumerate(given):
+            batch.token[index] = token
+            batch.pos[index] = position
+            batch.n_seq_id[index] = 1
+            batch.seq_id[index][0] = sequence
+            batch.logits[index] = True
+        self._run(len(given))
+
+    def _run(self, count: int) -> None:
+        code = native.llama().llama_decode(self.pointer, self._batch)
         if code != 0:
             raise StepFailed(
                 f"llama.cpp could not decode {count} tokens (code {code}): {native.last_errors()}",

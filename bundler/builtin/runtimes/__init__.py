@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import get_args
 
-from bundler.builtin.runtimes.packages import ACCELERATORS, COMPANIONS
+from bundler.builtin.runtimes.packages import (
+    ACCELERATORS,
+    CARD_ACCELERATORS,
+    CARD_PLATFORMS,
+    COMPANIONS,
+)
 from bundler.hardware import Platform
 from bundler.hookspecs import Runtime, Source, hookimpl
 from bundler.later import later
@@ -21,7 +26,15 @@ def bundler_runtimes() -> list[Runtime]:
             platforms=frozenset(get_args(Platform)),
             accelerators=ACCELERATORS,
             companions=COMPANIONS,
-        )
+        ),
+        later(
+            "bundler.builtin.runtimes.llama_server:LlamaServerRuntime",
+            name="llama-server",
+            formats=frozenset({"gguf"}),
+            platforms=CARD_PLATFORMS,
+            accelerators=CARD_ACCELERATORS,
+            companions=COMPANIONS,
+        ),
     ]
 
 

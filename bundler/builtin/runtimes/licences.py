@@ -36,6 +36,7 @@ _SPDX = {
     "libssl3": "Apache-2.0",
     "libstdc++6": "GPL-3.0-or-later WITH GCC-exception-3.1",
     "libuuid1": "BSD-3-Clause",
+    "libvulkan1": "Apache-2.0",
     "zlib1g": "Zlib",
 }
 

@@ -22,5 +22,11 @@ ACCELERATORS: Mapping[Platform, frozenset[Accelerator]] = {
     "macos-arm64": frozenset({"metal"}), "macos-x86_64": frozenset({"metal"}),
 }  # fmt: skip
 """What the model server can use beside the processor."""
+CARD_PLATFORMS: frozenset[Platform] = frozenset({"linux-x86_64"})
+"""What llama.cpp's own server is compiled for here; there is no cross compiler."""
+CARD_ACCELERATORS: Mapping[Platform, frozenset[Accelerator]] = {
+    "linux-x86_64": frozenset({"vulkan"}),
+}
+"""What that server can use; it drives NVIDIA's and AMD's cards by their Vulkan drivers."""
 COMPANIONS = frozenset({"adapter", "projector"})
 """What it can serve a model with."""

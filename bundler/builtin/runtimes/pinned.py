@@ -46,6 +46,10 @@ _TRIPLES: dict[Platform, str] = {
     "macos-x86_64": "x86_64-apple-darwin",
     "windows-x86_64": "x86_64-pc-windows-msvc",
 }
+# What `requirements/runtime.lock` pins for the build side; a test holds the two together.
+LLAMA_SOURCE_VERSION = "0.3.36"
+LLAMA_SOURCE_BYTES = 76_589_250
+LLAMA_SOURCE_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
 
 
 class PinnedWheel(Value):
@@ -62,6 +66,15 @@ class PinnedWheel(Value):
     def address(self) -> str:
         """Its address in the words of the source `pypi`."""
         return f"pypi:{self.name}=={self.version}/{self.file}#sha256={self.sha256}"
+
+
+def llama_source() -> LockedFile:
+    """Return the sdist that llama.cpp's own server is compiled from: the build side's version."""
+    name = f"llama_cpp_python-{LLAMA_SOURCE_VERSION}.tar.gz"
+    address = f"pypi:llama-cpp-python=={LLAMA_SOURCE_VERSION}/{name}#sha256={LLAMA_SOURCE_SHA256}"
+    return LockedFile(
+        path=name, size_bytes=LLAMA_SOURCE_BYTES, sha256=LLAMA_SOURCE_SHA256, addresses=(address,)
+    )
 
 
 @cache

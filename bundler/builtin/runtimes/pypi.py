@@ -1,8 +1,8 @@
-"""The source `pypi`: wheels by name, version and digest, fetched by pip.
+"""The source `pypi`: wheels, and llama.cpp's source, by name and digest, fetched by pip.
 
 pip is asked, and not an address, so that whatever a person has configured for it (an index of
 their own, a mirror, a proxy, a folder of wheels, certificates) holds here too, and no lock has a
-host name in it. An address is `pypi:<name>==<version>/<wheel>#sha256=<digest>`; pip is told the
+host name in it. An address is `pypi:<name>==<version>/<file>#sha256=<digest>`; pip is told the
 digest and refuses anything else, and the core looks again.
 
 A runtime's lock also holds the archive of a ready-made Python, whose address is a URL: that is
@@ -11,6 +11,7 @@ handed on to the source `http`.
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -36,7 +37,7 @@ from bundler.world import World
 _BLOCK = 1 << 20
 _ADDRESS = re.compile(
     r"pypi:(?P<name>[a-z0-9](?:[a-z0-9-]*[a-z0-9])?)==(?P<version>[0-9][0-9A-Za-z.!+]*)"
-    r"/(?P<file>[0-9A-Za-z][0-9A-Za-z._+!-]*\.whl)#sha256=(?P<sha256>[0-9a-f]{64})"
+    r"/(?P<file>[0-9A-Za-z][0-9A-Za-z._+!-]*\.(?:whl|tar\.gz))#sha256=(?P<sha256>[0-9a-f]{64})"
 )
 
 
@@ -55,21 +56,26 @@ class WheelAddress:
         match = _ADDRESS.fullmatch(address)
         if match is None:
             raise SourceError(
-                "is not `pypi:<name>==<version>/<wheel>#sha256=<digest>`",
+                "is not `pypi:<name>==<version>/<file>#sha256=<digest>`",
                 where=address,
                 hint="make the lock anew: bundler lock",
             )
         return cls(**match.groupdict())
 
     def pip_arguments(self) -> list[str]:
-        """Return what tells pip for which machine the wheel is."""
+        """Return what tells pip for which machine the wheel is, or that it is a source."""
+        if self.file.endswith(".tar.gz"):
+            # pip asks a source for its metadata by its build program, unless this one is here.
+            own = importlib.util.find_spec("scikit_build_core") is not None
+            return ["--no-binary=:all:", *(["--no-build-isolation"] if own else [])]
         try:
             tags = parse_wheel_filename(self.file)[3]
         except InvalidWheelFilename as error:
             raise SourceError(str(error), where=self.file) from error
         platforms = sorted({tag.platform for tag in tags} - {"any"})
         # pip takes `--python-version` only beside a platform; a wheel for any of them is for ours.
-        return [f"--platform={platform}" for platform in platforms or ["any"]]
+        tags_given = [f"--platform={platform}" for platform in platforms or ["any"]]
+        return ["--only-binary=:all:", f"--python-version={PYTHON_VERSION}", *tags_given]
 
 
 class PypiSource:
@@ -137,8 +143,7 @@ def _downloaded(wheel: WheelAddress, folder: Path, world: World) -> Path:
     wishes.write_text(f"{wheel.name}=={wheel.version} --hash=sha256:{wheel.sha256}\n")
     command = [
         sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-input",
-        "--disable-pip-version-check", "--only-binary=:all:", "--require-hashes",
-        f"--python-version={PYTHON_VERSION}", *wheel.pip_arguments(),
+        "--disable-pip-version-check", "--require-hashes", *wheel.pip_arguments(),
         f"--dest={folder}", f"--requirement={wishes}",
     ]  # fmt: skip
     done = subprocess.run(

@@ -39,8 +39,8 @@ from bundler.value import digest, pretty_json
 from bundler.world import World
 
 # `du -s runtime/linux-x86_64` of the embedded example; wheels and archives unpack to about three
-# times their size. Both only forecast how large a bundle will be.
-INSTALLED_TREE_BYTES = 95_000_000
+# times their size. Both only forecast how large a bundle will be; tests hold the first to it.
+INSTALLED_TREE_BYTES = 126_000_000
 UNPACKED_FACTOR = 3
 SERVER = Path(__file__).with_name("serve_xllamacpp.py")
 DESCRIPTION = {
