@@ -11,17 +11,19 @@ from bundler.errors import RecipeError
 
 RUN_WORDS = 13
 """As GPT-3's authors did (arXiv 2005.14165, appendix C): shorter runs are common speech."""
-WARN_SHARE = 0.05
+WARN_SHARE = 0.01
 REFUSE_SHARE = 0.3
 _MOST_BYTES = 64 << 20
 _WORD = re.compile(r"\w+")
 
 
 def shared_runs(calibration: Path, heldout: Path) -> float:
-    """Return the share of the held-out text's runs of 13 words that the calibration text has, too."""
-    known = set(_runs(calibration))
-    asked = list(_runs(heldout))
-    return sum(run in known for run in asked) / len(asked) if asked else 0.0
+    """Return the share of the held-out text's runs of 13 words that the calibration text has, too.
+
+    Each run counts once: a frame around every question ("answer from the passages…") is no leak.
+    """
+    known, asked = set(_runs(calibration)), set(_runs(heldout))
+    return len(asked & known) / len(asked) if asked else 0.0
 
 
 def _runs(path: Path) -> Iterator[bytes]:
