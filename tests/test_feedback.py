@@ -212,6 +212,8 @@ def test_new_loops_are_gated_by_their_share_less_those_that_went(lock, new, gone
 
 def test_a_measurement_says_of_a_proof_all_that_gates_ask(lock):
     found = proof(embedding_cosine_min=0.9, long_answers=long_answers(3, 1))
+    quality = found.quality.model_copy(update={"kld_p999": 0.5})
+    found = found.model_copy(update={"quality": quality})
     kept = measurement_of(
         offer(), Step(name="prove", plugin="engine:e", action="prove", parameters={"tokens": 99}),
         found, "tool", lock, "chat", "chat",
@@ -812,7 +814,7 @@ def test_a_failed_gate_moves_memory_from_another_model(tmp_path):
     """The stick holds one model at half: the chat model had to yield, fails, and gets it."""
     plugin = two_fakes()
     plugin.engine.kld_by_quant = {"half": 0.01, "tenth": 0.9}
-    recipe = two_models(chat='role = "embed"\ngates = { max_kld_mean = 0.5 }', max_size="2.4 MB")
+    recipe = two_models(chat='role = "embed"\ngates = { max_kld_mean = 0.5 }', max_size="5.55 MB")
     notes = []
     built = run(tmp_path, plugin, recipe, report=notes.append)
     assert [c.offer.quant for c in built.plan.choices] == ["half", "tenth"]
@@ -964,7 +966,7 @@ def sensitive_and_robust():
 
 
 def test_a_build_ends_when_the_plan_that_follows_is_the_one_it_carried_out(tmp_path):
-    recipe = two_models(max_size="2.4 MB")
+    recipe = two_models(max_size="5.55 MB")
     notes = []
     built = run(tmp_path, sensitive_and_robust(), recipe, report=notes.append)
     said = [note.message for note in notes if isinstance(note, Note)]
@@ -975,7 +977,7 @@ def test_a_build_ends_when_the_plan_that_follows_is_the_one_it_carried_out(tmp_p
 
 
 def test_with_no_try_left_what_passed_ships_and_the_change_is_announced(tmp_path):
-    recipe = two_models(max_size="2.4 MB", replans=0)
+    recipe = two_models(max_size="5.55 MB", replans=0)
     notes = []
     first = run(tmp_path, sensitive_and_robust(), recipe, report=notes.append)
     said = [note.message for note in notes if isinstance(note, Note)]

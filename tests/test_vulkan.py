@@ -173,10 +173,10 @@ def test_a_lock_without_the_source_is_refused(tmp_path):
         LlamaServerRuntime().run(task)
 
 
-def test_with_it_a_card_on_linux_is_no_longer_said_to_stay_unused():
+def test_until_somebody_has_seen_it_drive_a_card_plans_say_that_it_stays_unused():
     drives = [LlamaServerRuntime.accelerators]
-    assert all(_may_drive(kind, "linux-x86_64", drives) for kind in ("cuda", "rocm", "vulkan"))
-    assert not _may_drive("cuda", "windows-x86_64", drives)
+    kinds = ("cuda", "rocm", "vulkan")
+    assert not any(_may_drive(kind, "linux-x86_64", drives) for kind in kinds)
 
 
 # -- starting --------------------------------------------------------------------------------------

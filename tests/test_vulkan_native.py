@@ -25,9 +25,11 @@ from tests.demo import CACHE, demo_bundle
 pytestmark = [pytest.mark.slow_native, pytest.mark.timeout(7200)]
 KEY = "a-key-that-only-the-station-knows"
 PROMPT = "How is water made safe to drink in the wild?"
-TOLERANCE_NATS = 0.15
-"""Of log probabilities, for the tokens that are likeliest. Measured on this device by others: single
-logits of a small F16 model differ by up to 0.03, of a quantized one by a root mean square of 0.03."""
+TOLERANCE_NATS = 0.3
+"""Of log probabilities, for the tokens that are likeliest. Chosen after one measurement and not tried
+with this server: over 33 positions of the embedded Q8_0 model, single logits on Mesa's software device
+differed by up to 0.204 (root mean square 0.044, standard deviation of the logits 2.14) from those of
+llama-cpp-python on the processor, a build for that very processor."""
 LISTED = 5
 
 

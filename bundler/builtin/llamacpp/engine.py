@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bundler.builtin.llamacpp.allocation import steps as allocation
 from bundler.builtin.llamacpp.child import run_child
-from bundler.builtin.llamacpp.prove import prove
 from bundler.errors import PluginError
 from bundler.events import Note
 from bundler.fingerprint import code_digest
@@ -253,13 +252,22 @@ def _paths(files: Mapping[str, Path]) -> dict[str, str]:
     return {name: str(path) for name, path in files.items()}
 
 
+def _elsewhere(module: str, name: str) -> Callable[[Task], Mapping[str, Any]]:
+    """Return what does a step, imported when it does one: a plan asks for none of it."""
+
+    def action(task: Task) -> Mapping[str, Any]:
+        return dict(getattr(importlib.import_module(f"{JOBS}.{module}"), name)(task))
+
+    return action
+
+
 _ACTIONS: Mapping[str, Callable[[Task], Mapping[str, Any]]] = {
     "convert": convert,
     "calibrate": calibrate,
     "quantize": quantize,
-    "errors": allocation.errors,
-    "sensitivity": allocation.sensitivity,
-    "mix": allocation.mix,
+    "errors": _elsewhere("allocation.steps", "errors"),
+    "sensitivity": _elsewhere("allocation.steps", "sensitivity"),
+    "mix": _elsewhere("allocation.steps", "mix"),
     "shard": shard,
-    "prove": prove,
+    "prove": _elsewhere("prove", "prove"),
 }

@@ -2,7 +2,7 @@
 
 Its tree is that of the runtime `xllamacpp` (the portable Python and what the station imports) with
 `native/` beside it, so that the two can stand in one recipe: what both bring has the same bytes.
-See ADR 21.
+See ADR 20.
 """
 
 from __future__ import annotations

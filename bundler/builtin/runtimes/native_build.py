@@ -3,7 +3,7 @@
 The source is the sdist that the lock pins. What comes out depends on its digest, the flags, the
 patch below and the compilers, and is kept in the store under the digest of these: a second build
 takes no compiler's time. C++'s own library is linked statically, so that drivers of the machine,
-which bring their own, never meet another one; the C library is not (see ADR 21).
+which bring their own, never meet another one; the C library is not (see ADR 20).
 """
 
 from __future__ import annotations
