@@ -17,7 +17,16 @@ import pytest
 
 from bundler.errors import DamagedError
 from bundler.verify import verify_bundle
-from tests.attempts import FULL, ROOT, Attempt, calls_on_own_files, mounted, spread, steps
+from tests.attempts import (
+    FULL,
+    LOST_BY_PYTHON,
+    ROOT,
+    Attempt,
+    calls_on_own_files,
+    mounted,
+    spread,
+    steps,
+)
 from tests.demo import quickstart
 from tests.fake_build import RECIPE, fakes, run
 from tests.media import copied, sealed
@@ -215,8 +224,9 @@ def test_a_build_with_too_little_memory_says_so_and_leaves_nothing(
     attempt.check_words(done)
     attempt.check_what_is_there()
     if done.returncode:
-        assert done.returncode == 4, done.stderr
-        assert "memory" in done.stderr
+        if LOST_BY_PYTHON not in done.stderr:
+            assert done.returncode == 4, done.stderr
+            assert "memory" in done.stderr
         assert not attempt.output.exists()
     attempt.check_again()
 

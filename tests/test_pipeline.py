@@ -166,9 +166,9 @@ def test_what_does_not_fit_is_refused_before_anything_is_fetched(tmp_path):
 
 
 def test_corpora_that_do_not_fit_the_stick_are_refused(tmp_path):
-    recipe = RECIPE.replace('name = "fake"\n[target]', 'name = "fake"\nmax_size = "9 KB"\n[target]')
+    recipe = RECIPE.replace('name = "fake"\n[target]', 'name = "fake"\nmax_size = "2 MB"\n[target]')
     without_models = recipe[: recipe.index("[models")] + recipe[recipe.index("[corpora") :]
-    with pytest.raises(DoesNotFit, match=r"max_size.*26\.0 kB too much"):
+    with pytest.raises(DoesNotFit, match=r"max_size.*limit is 2\.00 MB; 1\.04 MB too much"):
         run(tmp_path, recipe=without_models)
 
 

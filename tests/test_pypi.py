@@ -144,7 +144,10 @@ def test_every_pinned_wheel_can_be_asked_for():
                 item.version,
                 item.file,
             )
-            assert all(re.fullmatch(r"--platform=\w+", word) for word in parsed.pip_arguments())
+            assert all(
+                re.fullmatch(r"--only-binary=:all:|--(platform|python-version)=[\w.]+", word)
+                for word in parsed.pip_arguments()
+            )
 
 
 def test_a_pinned_package_resolves_to_its_wheels_of_all_platforms(tmp_path):

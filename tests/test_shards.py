@@ -45,6 +45,8 @@ from tests.sharded_files import FIELDS, TENSORS, contents, gguf_file
 from tests.test_offers import model_of, offers, ready
 
 GOLDEN = Path(__file__).parent / "golden" / "gguf-split.json"
+ROUNDING = 1e-6
+"""What the reference's scores lose by being kept: of a file against itself, too."""
 
 
 def untold(done: int, total: int) -> None:
@@ -391,26 +393,27 @@ def test_a_model_that_is_too_large_for_the_stick_is_sealed_as_shards(built):
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
 
 
-def test_its_shards_say_the_same_as_the_file_they_were_cut_from(built):
+def test_its_shards_say_the_same_as_the_file_they_were_cut_from(built, tmp_path):
     (model,) = read_manifest(built).models
     (uncut,) = read_manifest(demo_bundle()).models
     assert uncut.quant == model.quant == "Q8_0"
     whole = demo_bundle() / uncut.file
     assert contents(built / path for path in model.files) == contents([whole])
     assert size_on_disk(built / model.file) >= whole.stat().st_size
-    found = same_words(built / model.file, whole)
-    assert (found["kld_max"], found["top1_agreement"]) == (0.0, 1.0)
+    found = same_words(built / model.file, whole, tmp_path)
+    assert found["kld_max"] < ROUNDING
+    assert found["top1_agreement"] == 1.0
     assert found["perplexity"] == found["reference_perplexity"]
 
 
-def same_words(model: Path, whole: Path) -> dict[str, Any]:
+def same_words(model: Path, whole: Path, scratch: Path) -> dict[str, Any]:
     """Return how far a model's probabilities are from those of the file it was cut from."""
     text = Path(__file__).parents[1] / "examples/handbook"
     heldout = max(text.rglob("*.md"), key=lambda path: path.stat().st_size)
     found: dict[str, Any] = job("evaluate:evaluate_job", {
         "model": str(model), "reference": str(whole), "text": str(heldout), "text_name": "text.txt",
         "window_tokens": 256, "tokens": 512, "kv_cache": "f16", "gpu": False, "gpu_layers": 0,
-        "adapters": [], "scratch": str(whole.parent),
+        "adapters": [], "scratch": str(scratch),
     })  # fmt: skip
     return found
 
@@ -459,5 +462,6 @@ def test_from_a_fat_stick_the_model_opens_and_says_what_it_said_when_it_was_made
             hash_file(built / path) for path in model.files
         ]
         (uncut,) = read_manifest(demo_bundle()).models
-        found = same_words(there / model.file, demo_bundle() / uncut.file)
-    assert (found["kld_max"], found["top1_agreement"]) == (0.0, 1.0)
+        found = same_words(there / model.file, demo_bundle() / uncut.file, tmp_path / "scores")
+    assert found["kld_max"] < ROUNDING
+    assert found["top1_agreement"] == 1.0

@@ -222,7 +222,7 @@ def test_a_machine_can_be_spelled_out():
         ("ram = 16", 4, "write it with its unit"),
         ('use = "rtx-4090"\nmax_vram = 23.5', 5, "is not a size"),
         ('use = "rtx-4090"\nusable_vram = 0', 5, "cannot be right"),
-        ('use = "rtx-4090"\ndevices = 0', 5, "greater than or equal to 1"),
+        ('use = "rtx-4090"\ndevices = 0', 5, "must be at least 1"),
         ('use = "rtx-4090"\nram = "900 TB"', 5, "cannot be right"),
         ('use = "rtx-4090"\ndisk_read = -5', 5, "is not a size"),
         ('use = "rtx-4090"\nmemory_bandwidth = "1 GB"\nhost_memory_bandwidth = 51', 6, "51 B"),

@@ -22,6 +22,7 @@ from bundler.errors import (
     TrustError,
     UnsafeInput,
 )
+from bundler.far_end.carried import carried_files
 from bundler.hardware import Target
 from bundler.manifest import SWITCH_NAME, BundledModel, BundleFile, Manifest, Origin
 from bundler.media.keyring import Keyring
@@ -357,12 +358,7 @@ def far_bundle(case, folder):
     second = second_files()
     platform = f"linux-{os.uname().machine}"
     launcher = f'#!/bin/sh\nexec "{sys.executable}" "$@"\n'.encode()
-    package = Path(__file__).parents[1] / "bundler"
-    carried = {
-        f"app/bundler/{path.relative_to(package).as_posix()}": path.read_bytes()
-        for path in package.rglob("*.py")
-        if path.parts[-2] in ("bundler", "media", "update")
-    }
+    carried = {f"app/{path}": data for path, data in carried_files()}
     carried |= {f"runtime/{platform}/python/bin/python3": launcher}
     sites = {
         f"runtime/{platform}/site/sitecustomize.pth": b"",
