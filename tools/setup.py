@@ -25,6 +25,7 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 PIP_WHEEL = ROOT / "tools/bootstrap/pip-26.3-py3-none-any.whl"
 LOCKS = {"runtime": ROOT / "requirements/runtime.lock", "test": ROOT / "requirements/test.lock"}
+LLAMA_ABOUT = "llama_cpp_python-*.dist-info"
 # Vision, server, tools and tests of llama.cpp are not used by the build side: leaving them out
 # saves a third of the compile.
 CMAKE_ARGS = (
@@ -105,6 +106,9 @@ def user_llama_cpp() -> str | None:
     if found.returncode:
         return None
     version, folder = found.stdout.splitlines()[-2:]
+    if not list(Path(folder).parent.glob(LLAMA_ABOUT)):
+        say(f"your own llama-cpp-python ({folder}) was not installed by pip: not used")
+        return None
     wanted = re.search(r"^llama-cpp-python==(\S+)", LOCKS["runtime"].read_text(), re.MULTILINE)
     if wanted is None or version != wanted[1]:
         say(f"your own llama-cpp-python is {version}, {wanted and wanted[1]} is needed: not used")
@@ -131,18 +135,42 @@ def install_lock(name: str, own_llama: str | None) -> None:
     trimmed.write_text(rest)
     pip("install", "--no-deps", "--require-hashes", "--only-binary=:all:", "-r", trimmed)
     if name == "runtime":
+        forget_llama_cpp()
         if own_llama is not None:
             say(f"using the llama-cpp-python of your own Python ({own_llama})")
-            pip("uninstall", "--yes", "llama-cpp-python")
-            code = "import sysconfig; print(sysconfig.get_path('purelib'))"
-            site = subprocess.run(
-                [PYTHON, "-c", code], capture_output=True, text=True, check=True
-            ).stdout.strip()
-            (Path(site) / "llama_cpp").unlink(missing_ok=True)
-            (Path(site) / "llama_cpp").symlink_to(own_llama, target_is_directory=True)
+            link_llama_cpp(Path(own_llama))
         else:
             pip("install", "--no-deps", compiled_llama_cpp(llama))
     stamp.write_text(wanted)
+
+
+def site_packages() -> Path:
+    """Return where `.venv` keeps its packages."""
+    code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    done = subprocess.run([PYTHON, "-c", code], capture_output=True, text=True, check=True)
+    return Path(done.stdout.strip())
+
+
+def forget_llama_cpp() -> None:
+    """Take llama-cpp-python out of `.venv`, without touching the files that a link leads to.
+
+    Not by pip: it would delete through the link what belongs to the user's own Python.
+    """
+    linked = site_packages() / "llama_cpp"
+    if linked.is_symlink():
+        linked.unlink()
+        for about in site_packages().glob(LLAMA_ABOUT):
+            shutil.rmtree(about)
+    elif list(site_packages().glob(LLAMA_ABOUT)):
+        pip("uninstall", "--yes", "llama-cpp-python")
+
+
+def link_llama_cpp(own: Path) -> None:
+    """Lend `.venv` the user's own llama-cpp-python: a link to it, a copy of what it says of itself."""
+    for about in own.parent.glob(LLAMA_ABOUT):
+        # Without its list of files, which are not ours to remove.
+        shutil.copytree(about, site_packages() / about.name, ignore=shutil.ignore_patterns("RECORD"))
+    (site_packages() / "llama_cpp").symlink_to(own, target_is_directory=True)
 
 
 def split_requirement(text: str, name: str) -> tuple[str, str]:
