@@ -125,10 +125,10 @@ def test_a_picture_shows_models_by_letters_and_turns_below_each_other():
     )
     lines = ["".join(text for text, _ in line) for line in draw_memory(memory_bars(tier), 84)]
     assert lines == [
-        "VRAM   18.0 GiB of 20.0 GiB, 2.00 GiB free",
+        "VRAM   18.0 GiB of 20.0 GiB usable, 2.00 GiB free",
         "  [" + "A" * 35 + "a" * 8 + "+" * 4 + "-" * 4 + "C" + "D" * 20 + "." * 8 + "]",
         "  [" + " " * 52 + "B" * 16 + "b" * 2 + "." * 10 + "]",
-        "RAM    1.00 GiB of 32.0 GiB, 31.0 GiB free; what stays beside the accelerator",
+        "RAM    1.00 GiB of 32.0 GiB usable, 31.0 GiB free; beside the accelerator",
         "  [" + "A" * 2 + "." * 78 + "]",
         "  A chat  B code (takes turns)  C tiny  D other (takes turns)",
         "  ABC weights  abc KV cache  + compute buffers  - backend  . free",
