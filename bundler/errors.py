@@ -112,10 +112,13 @@ class PassingFault(SourceError):
         where: str = "",
         hint: str = "",
         retry_after_seconds: float | None = None,
+        unknown_host: bool = False,
     ) -> None:
         super().__init__(message, where=where, hint=hint)
         self.retry_after_seconds = retry_after_seconds
         """How long the server asked to be left alone, if it did."""
+        self.unknown_host = unknown_host
+        """Whether the host's name was not found: most often there is no network at all."""
 
 
 class DamagedError(BundlerError):

@@ -41,6 +41,9 @@ class Patience:
 
 
 DEFAULT_PATIENCE = Patience()
+UNKNOWN_HOST_ATTEMPTS = 2
+"""For small things: who has no network should read so in seconds, with ten sources, too. The system
+has asked its name servers several times already. A transfer that has begun waits longer."""
 
 
 def patiently(
@@ -54,6 +57,8 @@ def patiently(
         try:
             return action()
         except PassingFault as fault:
+            if fault.unknown_host and failures >= UNKNOWN_HOST_ATTEMPTS:
+                raise
             wait(patience.delay_seconds(failures, fault.retry_after_seconds))
     return action()
 

@@ -171,7 +171,8 @@ def test_plans_take_parity_for_a_little_more_than_it_is(sizes, percent):
     real = parity_bytes(sizes, percent)
     planned = planned_parity_bytes(sum(sizes), percent)
     slack = 4 * 512 * 1024 * (len(sizes) + sum(sizes) // (SET_SEGMENTS * 16 * MIB) + 1)
-    assert real - slack <= planned <= 1.05 * real + 10 * MIB
+    # Too much by a thousandth of the bundle at most: what describes the pieces, rounded up.
+    assert real - slack <= planned <= 1.05 * real + sum(sizes) / 1000 + 10 * MIB
 
 
 @pytest.mark.parametrize("percent", [1, 5, 20])

@@ -681,6 +681,15 @@ def test_patience_ends() -> None:
     assert waits == [2, 2, 2]
 
 
+def test_a_host_whose_name_is_not_known_is_given_up_soon_and_in_plain_words() -> None:
+    waits: list[float] = []
+    client = Client({})
+    with pytest.raises(PassingFault, match=r"no address is known for nowhere\.invalid") as raised:
+        patiently(lambda: client.read("https://nowhere.invalid/x", 10), Patience(), waits.append)
+    assert len(waits) == 1
+    assert "connected to a network" in raised.value.problems[0].hint
+
+
 def test_bandwidth_is_booked_byte_by_byte() -> None:
     waits: list[float] = []
     bandwidth = Bandwidth(1000)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
+import socket
 import ssl
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -319,4 +320,20 @@ def _translated(error: httpx2.TransportError, url: str) -> SourceError:
         )
     if isinstance(error, httpx2.TimeoutException):
         return PassingFault("nothing came for too long", where=url)
+    return connection_failed(error, url)
+
+
+def connection_failed(error: BaseException, url: str) -> PassingFault:
+    """Say that no connection came about, in plain words when the host's name was not found."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, socket.gaierror):
+            host = urlsplit(url).hostname or url
+            return PassingFault(
+                f"no address is known for {host} ({cause.strerror})",
+                where=url,
+                hint="is this computer connected to a network?",
+                unknown_host=True,
+            )
+        cause = cause.__cause__ or cause.__context__
     return PassingFault(f"the connection failed: {error or type(error).__name__}", where=url)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from bundler.builtin.sources.connection import (
     MOST_REDIRECTS,
     PASSING_STATUS,
+    connection_failed,
     error_code,
     origin,
     proxy_for,
@@ -95,7 +96,7 @@ def explained(
     where = f"{settings.endpoint}/{repository}"
     response: httpx2.Response | None = getattr(error, "response", None)
     if response is None:
-        return PassingFault(f"the connection failed: {error or type(error).__name__}", where=where)
+        return connection_failed(error, where)
     status, code = response.status_code, error_code(response)
     if status in PASSING_STATUS:
         wait = retry_after_seconds(response.headers.get("retry-after", ""))
