@@ -65,7 +65,9 @@ def in_words(bar: Bar) -> str:
     rest = f"{format_bytes(left)} free" if left >= 0 else f"{format_bytes(-left)} too much"
     host = {kind for s in (*bar.residents, *bar.turns) for kind, _ in s.parts} == {"host"}
     aside = "; beside the accelerator" if host else ""
-    return f"{format_bytes(bar.used_bytes)} of {format_bytes(bar.limit_bytes)} usable, {rest}{aside}"
+    return (
+        f"{format_bytes(bar.used_bytes)} of {format_bytes(bar.limit_bytes)} usable, {rest}{aside}"
+    )
 
 
 def memory_bars(tier: TierPlan) -> tuple[Bar, ...]:

@@ -13,7 +13,7 @@ _BAR_HEIGHT, _TURN_HEIGHT = 34.0, 22.0
 _HEAD = 26.0
 _NAMES = 42.0
 """Room under a bar for the names of what is in it, in two rows."""
-_KEY = 26.0
+_KEY, _KEY_ROW, _KEY_WIDTH = 26.0, 20.0, 340.0
 _TEXT, _SMALL = 13.0, 11.5
 
 # Colours of the report; stripes and dots tell parts apart on paper and for those who see no colour.
@@ -41,7 +41,7 @@ def memory_svg(bars: Sequence[Bar], *, identity: str, machine: str) -> str:
         identity: begins every id in it, so that several can stand on one page.
         machine: for whom.
     """
-    height = sum(_height(bar) for bar in bars) + _KEY
+    height = sum(_height(bar) for bar in bars) + _key_height(bars)
     drawing = Drawing(WIDTH, height)
     top = 0.0
     for bar in bars:
@@ -164,9 +164,23 @@ def _kinds(bars: Sequence[Bar]) -> Iterator[tuple[Kind, str]]:
     return ((kind, words) for kind, words in KINDS if kind in there)
 
 
-def _draw_key(drawing: Drawing, bars: Sequence[Bar], y: float, identity: str) -> None:
-    x = 0.0
+def _key_places(bars: Sequence[Bar]) -> Iterator[tuple[Kind, str, float, int]]:
+    """Yield kind, words, x and row; in rows that are seen whole where a telephone shows a part."""
+    x, row = 0.0, 0
     for kind, words in _kinds(bars):
+        width = 24 + text_width(words, _SMALL)
+        if x and x + width > _KEY_WIDTH:
+            x, row = 0.0, row + 1
+        yield kind, words, x, row
+        x += width + 18
+
+
+def _key_height(bars: Sequence[Bar]) -> float:
+    return _KEY + _KEY_ROW * max((row for *_, row in _key_places(bars)), default=0)
+
+
+def _draw_key(drawing: Drawing, bars: Sequence[Bar], top: float, identity: str) -> None:
+    for kind, words, x, row in _key_places(bars):
+        y = top + _KEY_ROW * row
         _fill(drawing, Box(x, y - 10, 18, 12), kind, identity)
         drawing.label(Label(words, x + 24, y, _SMALL, style="mem-soft"))
-        x += 24 + text_width(words, _SMALL) + 18
