@@ -22,6 +22,7 @@ from bundler.sourcing import locked_files
 from bundler.store import StoredResult, full_disk_is_an_error
 from bundler.transfer import fetch
 from bundler.turns import turn
+from bundler.unfinished import kept_of_step
 from bundler.value import canonical_json, check_relative_path
 from bundler.weights.shard_names import in_order, read_shard_name
 from bundler.world import World
@@ -106,7 +107,7 @@ def _do(
             return found
         world.report(StepStarted(step.name))
         started = time.monotonic()
-        with world.store.scratch() as output:
+        with world.store.scratch() as output, kept_of_step(world.store, key) as kept:
             task = Task(
                 action=step.action,
                 inputs=_inputs(step, done, world),
@@ -114,11 +115,12 @@ def _do(
                 output=output,
                 progress=_progress(step.name, world),
                 world=world,
+                kept=kept,
             )
             with full_disk_is_an_error(world.store.root, step.name):
                 facts = _run(plugins.maker(step.plugin), step, task)
                 result = StoredResult(_taken(step, output, world), facts)
-        world.store.keep_result(key, result)
+            world.store.keep_result(key, result)
         world.report(StepFinished(step.name, "done", f"{time.monotonic() - started:.1f} s"))
         return result
 

@@ -96,6 +96,10 @@ class Task:
     progress: Callable[..., None]
     """`progress(done, total, unit)`: see `events.Progress`."""
     world: World
+    kept: Path | None = None
+    """A folder for what is finished of a long step: empty at first, as it was left when the same step
+    (same inputs, parameters and tool) was cut off and is done again. It goes when the step is done.
+    """
 
 
 class Maker(Protocol):

@@ -23,7 +23,7 @@ far_end
 seal transfer verify media update
 planning
 feedback bom attest gates starters parallel recipe_file recipe_schema recipe_places recipe_words
-segments grouping layout download part solver sourcing turns beside first_start
+segments grouping layout download part solver sourcing turns beside first_start unfinished
 builtin testing
 plugins
 hookspecs

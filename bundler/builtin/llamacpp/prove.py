@@ -6,12 +6,14 @@ other compares it with the unquantized one (perplexity and KLD, or vectors for e
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bundler.builtin.llamacpp.allocation.evidence import evidence
+from bundler.builtin.llamacpp.asking import ask_once, file_of_answer
 from bundler.builtin.llamacpp.child import run_child
 from bundler.builtin.llamacpp.leaks import leak_notes
 from bundler.builtin.llamacpp.long_answers.comparing import long_answers
@@ -143,7 +145,8 @@ def _gpu_is_there(task: Task, require: str) -> bool:
 def _measure(task: Task, parameters: Mapping[str, Any], *, gpu: bool) -> dict[str, Any]:
     role = str(parameters["role"])
     return dict(
-        run_child(
+        ask_once(
+            task,
             f"{JOBS}.measure:measure_job",
             {
                 "model": str(task.inputs["model.gguf"]),
@@ -157,7 +160,6 @@ def _measure(task: Task, parameters: Mapping[str, Any], *, gpu: bool) -> dict[st
                 "prompt": parameters.get("prompt")
                 or SAMPLE_PROMPTS.get(role, SAMPLE_PROMPTS["chat"]),
             },
-            environment=task.world.environment,
         )
     )
 
@@ -200,18 +202,22 @@ def _compare(
     if not _comparable(task, notes):
         return None, None
     notes += leak_notes(task.inputs)
+    likelihoods = file_of_answer(task, FINGERPRINT_NAME)
     found = dict(
-        run_child(
+        ask_once(
+            task,
             f"{JOBS}.evaluate:evaluate_job",
             {
                 **_evaluation(task, parameters, gpu=gpu),
                 "further": True,
-                "fingerprint": str(task.output / FINGERPRINT_NAME),
+                "fingerprint": str(likelihoods),
             },
-            environment=task.world.environment,
             progress=task.progress,
+            leaves=[likelihoods],
         )
     )
+    if likelihoods.parent != task.output:
+        shutil.copyfile(likelihoods, task.output / FINGERPRINT_NAME)
     settings["quality_mode"] = found.pop("mode")
     evaluated = found.pop("windows") * found["context_tokens"]
     settings["evaluated_tokens"] = evaluated
@@ -251,7 +257,8 @@ def _compare_vectors(
         return None
     role = str(parameters["role"])
     found = dict(
-        run_child(
+        ask_once(
+            task,
             f"{JOBS}.embed:{'embed_job' if role == 'embed' else 'rerank_job'}",
             {
                 "model": str(task.inputs["model.gguf"]),
@@ -262,7 +269,6 @@ def _compare_vectors(
                 "gpu_layers": parameters["gpu_layers"],
                 "adapters": _adapters(task, parameters),
             },
-            environment=task.world.environment,
             progress=task.progress,
         )
     )

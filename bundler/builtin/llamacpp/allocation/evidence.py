@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bundler.builtin.llamacpp.allocation.record import Control, Record
+from bundler.builtin.llamacpp.asking import answered_once
 from bundler.builtin.llamacpp.child import run_child
 from bundler.hookspecs import Task
 from bundler.proof import Quality
@@ -40,7 +41,7 @@ def evidence(
     notes = [_decision(record)]
     if controls and quality is not None:
         for control in record.controls:
-            figures = _measured(task, control, evaluation)
+            figures = _measured_once(task, control, evaluation)
             settings |= _control_settings(control, figures)
             notes.append(_comparison(control, figures, quality))
     return Evidence(settings, notes)
@@ -83,6 +84,16 @@ def _decision(record: Record) -> str:
 
 def _title(control: Control) -> str:
     return f"llama.cpp's {control.name}" if control.kind == "llama.cpp" else f"all {control.name}"
+
+
+def _measured_once(task: Task, control: Control, evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a control's figures; they are kept until the proof is whole."""
+    question = {"control": control.scheme, "overrides": sorted(control.overrides.items())}
+    return dict(
+        answered_once(
+            task, {**question, **evaluation}, lambda: _measured(task, control, evaluation)
+        )
+    )
 
 
 def _measured(task: Task, control: Control, evaluation: Mapping[str, Any]) -> dict[str, Any]:

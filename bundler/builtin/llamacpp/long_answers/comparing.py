@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bundler.builtin.llamacpp.child import run_child
+from bundler.builtin.llamacpp.asking import ask_once
 from bundler.builtin.llamacpp.long_answers.questions import questions_for
 from bundler.builtin.llamacpp.long_answers.verdict import (
     answers_needed,
@@ -52,7 +52,8 @@ def _written(
     rounds: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
     return dict(
-        run_child(
+        ask_once(
+            task,
             _JOB,
             {
                 "model": str(task.inputs[name]),
@@ -69,7 +70,6 @@ def _written(
                 "adapters": list(adapters),
                 "sampling": sampling,
             },
-            environment=task.world.environment,
             progress=task.progress,
         )
     )
