@@ -169,7 +169,9 @@ def link_llama_cpp(own: Path) -> None:
     """Lend `.venv` the user's own llama-cpp-python: a link to it, a copy of what it says of itself."""
     for about in own.parent.glob(LLAMA_ABOUT):
         # Without its list of files, which are not ours to remove.
-        shutil.copytree(about, site_packages() / about.name, ignore=shutil.ignore_patterns("RECORD"))
+        shutil.copytree(
+            about, site_packages() / about.name, ignore=shutil.ignore_patterns("RECORD")
+        )
     (site_packages() / "llama_cpp").symlink_to(own, target_is_directory=True)
 
 
