@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from bundler.builtin.llamacpp import asking
 from bundler.builtin.llamacpp import prove as proving
 from bundler.builtin.llamacpp.measure import layers_by_device
 from bundler.builtin.llamacpp.prove import prove
@@ -128,14 +129,14 @@ def test_a_proof_without_the_planned_accelerator_says_so(tmp_path, monkeypatch):
 
 def test_a_model_of_the_cpu_is_measured_there_even_where_there_is_a_card(tmp_path, monkeypatch):
     asked = []
-    real = proving.run_child
+    real = asking.run_child
 
     def watched(job, arguments, **more):
         asked.append((job, arguments.get("gpu")))
         return real(job, arguments, **more)
 
     monkeypatch.setattr(proving, "_gpu_is_there", lambda task, require: True)
-    monkeypatch.setattr(proving, "run_child", watched)
+    monkeypatch.setattr(asking, "run_child", watched)
     found = proof_of(tmp_path, gpu_layers=0)
     assert asked == [("bundler.builtin.llamacpp.measure:measure_job", False)]
     assert found["settings"]["gpu_layers"] == "none"
