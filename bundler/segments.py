@@ -10,12 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from bundler.descriptors import NEVER_THROUGH_LINKS, read_at
 from bundler.errors import UnsafeInput
 
 _BLOCK = 1 << 20
-_PLAIN_FLAGS = (
-    os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-)
+_PLAIN_FLAGS = os.O_RDONLY | NEVER_THROUGH_LINKS | getattr(os, "O_NONBLOCK", 0)
 _KINDS = {
     stat.S_IFLNK: "a link", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket",
     stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
@@ -100,7 +99,7 @@ def copy_range(source: Path, offset: int, size_bytes: int, target: Path) -> None
 
     A range that reaches beyond the end gives a shorter file.
     """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | NEVER_THROUGH_LINKS
     with open_plain(source) as reader:
         writer = os.open(target, flags, 0o600)
         try:
@@ -120,7 +119,7 @@ def _copy_some(reader: int, offset: int, size_bytes: int, writer: int) -> int:
         except OSError as error:
             if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
                 raise
-    data = os.pread(reader, min(_BLOCK, size_bytes), offset)
+    data = read_at(reader, min(_BLOCK, size_bytes), offset)
     view = memoryview(data)
     while view:
         view = view[os.write(writer, view) :]

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -110,6 +109,8 @@ def share_or_copy(source: Path, target: Path, *, link: bool) -> str:
     fsynced. Returns which one it was: `"reflink"`, `"link"` or `"copy"`. Raises FileExistsError
     when `target` exists.
     """
+    import fcntl  # not on Windows, where bundles are used and repaired, never built
+
     descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     try:
         with open(source, "rb") as reader:

@@ -93,11 +93,12 @@ def cases_tried(record_property):
 def pytest_runtest_makereport(item, call):
     """Where everything must be there (BUNDLER_REQUIRE_ORACLES=1), a skip is a failure.
 
-    Only what needs an accelerator may still be skipped: no test machine of ours promises one.
+    What needs an accelerator may still be skipped, since no test machine of ours promises one, and
+    what the kernel may refuse: mounting, and running the programs of another system.
     """
     report = yield
     required = os.environ.get("BUNDLER_REQUIRE_ORACLES") == "1"
-    kernel = item.get_closest_marker("gpu") or item.get_closest_marker("mounts")
+    kernel = any(item.get_closest_marker(name) for name in ("gpu", "mounts", "wine"))
     excused = kernel or hasattr(report, "wasxfail")
     if report.skipped and required and not excused:
         report.outcome = "failed"

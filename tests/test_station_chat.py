@@ -348,7 +348,8 @@ def test_no_child_outlives_the_station(tmp_path, number):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_the_guardian_ends_its_child_when_its_input_closes(tmp_path):
+@pytest.mark.parametrize("how", ["its input closes", "it is told to end"])
+def test_the_guardian_ends_its_child_when(how, tmp_path):
     from bundler.station import guardian
 
     marker = tmp_path / "pid"
@@ -363,7 +364,10 @@ def test_the_guardian_ends_its_child_when_its_input_closes(tmp_path):
             assert time.monotonic() < deadline
             time.sleep(0.02)
         child = int(marker.read_text())
-        guard.stdin.close()
+        if how == "its input closes":
+            guard.stdin.close()
+        else:
+            guard.terminate()
         guard.wait(10)
     assert not alive(child)
 

@@ -21,6 +21,7 @@ from bundler.far_end.telling import Told, checked, repaired
 from bundler.far_end.vouching import vouched_for
 from bundler.manifest import BESIDE
 from bundler.media.copies import right_manifest
+from bundler.station.start_command import START_COMMAND
 from bundler.verify import refuse_unsafe, unsafe_findings, verify_against
 
 Screen = Lines | Events
@@ -54,7 +55,7 @@ def main(root: Path, words: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="./start", description="A bundle looks at itself, and mends itself.")
+    parser = _Parser(prog=START_COMMAND, description="A bundle looks at itself, and mends itself.")
     commands = parser.add_subparsers(dest="command", required=True)
     check = commands.add_parser("check", help="is everything as it was made? changes nothing")
     check.add_argument("--quick", action="store_true", help="only a sample: a minute at most")
@@ -93,11 +94,6 @@ def can_write(root: Path) -> bool:
 
 
 def _repair(root: Path, asked: argparse.Namespace, screen: Screen) -> tuple[Told, int]:
-    if sys.platform == "win32":
-        return Told(
-            False, "Repairing is not possible on Windows.", (),
-            "Do it on a computer with Linux or macOS: ./start repair",
-        ), 1  # fmt: skip
     from bundler.media import mending, par2, parity  # noqa: F401 - none may be read later
     from bundler.media.repair import repair_bundle
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 from bundler.far_end.sampling import Sample
+from bundler.station.start_command import START_COMMAND
 from bundler.value import format_size
 from bundler.verify import Finding, Verification
 
@@ -104,10 +105,10 @@ def _after_check(
     if own and not can_repair:
         return "Nothing can be written here: copy the bundle to a disk, and repair the copy."
     if own:
-        return "./start repair   brings back what can be brought back"
+        return f"{START_COMMAND} repair   brings back what can be brought back"
     if others:
         return "Remove what does not belong to it, or move it elsewhere."
-    return "./start check   reads everything" if sample is not None else ""
+    return f"{START_COMMAND} check   reads everything" if sample is not None else ""
 
 
 def repaired(done: Repair, *, dry_run: bool) -> Told:
@@ -140,7 +141,7 @@ def _after_repair(done: Repair, *, dry_run: bool) -> str:
     if done.unrepaired:
         return "What is named last has to be copied anew, from another copy of the bundle."
     if dry_run:
-        return "./start repair   does it" if done.repaired else ""
+        return f"{START_COMMAND} repair   does it" if done.repaired else ""
     if in_use(done.repaired):
         return "If the station is open, close it and start it again: files that it uses were made right."
     return ""

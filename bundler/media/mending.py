@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from bundler.descriptors import NEVER_THROUGH_LINKS, put_in_place, read_at, set_mode, write_at
 from bundler.errors import UnsafeInput
 from bundler.grouping import Piece
 from bundler.manifest import BundleFile
@@ -57,7 +58,7 @@ def replace_file(root: Path, path: str, source: Path | bytes, mode: int) -> None
             os.fsync(writer.fileno())
         with suppress(PermissionError):  # FAT has no modes to set
             os.chmod(name, mode)
-        os.replace(name, root / path)
+        put_in_place(Path(name), root / path, aside=Path(f"{name}-old"))
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
@@ -117,14 +118,14 @@ def _in_place(path: Path, file: BundleFile, right: Mapping[Piece, Path]) -> None
     before = new if is_new else stat.S_IMODE(path.lstat().st_mode)
     if not is_new and not before & 0o200:
         path.chmod(before | 0o200)
-    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | os.O_CLOEXEC
+    flags = os.O_RDWR | os.O_CREAT | NEVER_THROUGH_LINKS
     descriptor = os.open(path, flags, 0o644)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise UnsafeInput("is no regular file: nothing is written to it", where=str(path))
         if is_new:
             with suppress(PermissionError):  # FAT has no modes to set
-                os.fchmod(descriptor, new)
+                set_mode(descriptor, new)
         for piece, source in sorted(right.items()):
             _write_pages(descriptor, piece.offset, source)
         if os.fstat(descriptor).st_size > file.size_bytes:
@@ -142,13 +143,13 @@ def _write_pages(descriptor: int, offset: int, source: Path) -> None:
     with source.open("rb") as reader:
         while page := reader.read(_PAGE_BYTES):
             if _there(descriptor, offset, len(page)) != page:
-                os.pwrite(descriptor, page, offset)
+                write_at(descriptor, page, offset)
             offset += len(page)
 
 
 def _there(descriptor: int, offset: int, size_bytes: int) -> bytes | None:
     try:
-        return os.pread(descriptor, size_bytes, offset)
+        return read_at(descriptor, size_bytes, offset)
     except OSError:
         return None
 

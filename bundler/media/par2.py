@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -82,10 +83,9 @@ def create(view: Path, group: Group, output: Path) -> None:
         DoesNotFit: the disk is full, or there is no memory for it.
         StepFailed: the program failed; says what it said.
     """
-    names = [str(view / piece.name) for piece in group.pieces]
     done = _run(
         "create", "-q", "-q", f"-s{group.block_bytes}", f"-c{group.recovery_blocks}", "-n1",
-        f"-B{view}", f"-a{output}", "--", *names,
+        f"-B{view}", f"-a{output}", *_named(view, group),
         size_bytes=sum(piece.size_bytes for piece in group.pieces),
     )  # fmt: skip
     if done.returncode and _FULL.search(_said(done)):
@@ -103,6 +103,17 @@ def create(view: Path, group: Group, output: Path) -> None:
         )
     if done.returncode:
         raise StepFailed(f"par2 could not make parity (code {done.returncode}): {_said(done)}")
+
+
+def _named(view: Path, group: Group) -> list[str]:
+    """Return the words that name the pieces; in which order makes no difference to the set.
+
+    A command of Windows ends at 32,767 characters (CreateProcess): there the folder stands for all
+    that is in it, which is nothing else.
+    """
+    if sys.platform == "win32":
+        return ["-R", "--", str(view)]
+    return ["--", *(str(view / piece.name) for piece in group.pieces)]
 
 
 def check(view: Path, par2_file: Path, group: Group) -> Answer:
@@ -150,7 +161,7 @@ def _run(command: str, *words: str, size_bytes: int) -> subprocess.CompletedProc
     given = [str(program()), command, f"-m{MEMORY_MB}", f"-t{threads}", f"-T{min(2, threads)}"]
     with subprocess.Popen(
         [*given, *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, errors="replace", env={"LC_ALL": "C"},
+        text=True, errors="replace", env=_environment(),
     ) as child:  # fmt: skip
         _limit(child.pid)
         try:
@@ -162,6 +173,12 @@ def _run(command: str, *words: str, size_bytes: int) -> subprocess.CompletedProc
             child.kill()
             raise
     return subprocess.CompletedProcess(given, child.returncode, out, err)
+
+
+def _environment() -> dict[str, str]:
+    """Return all that the program is told: English, and on Windows where the system is."""
+    kept = ("SYSTEMROOT", "TEMP", "TMP") if sys.platform == "win32" else ()
+    return {"LC_ALL": "C"} | {name: os.environ[name] for name in kept if name in os.environ}
 
 
 def _limit(pid: int) -> None:

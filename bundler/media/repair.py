@@ -9,14 +9,14 @@ manifest is theirs, is for `bundler verify` to say.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bundler.descriptors import open_locked_folder
 from bundler.errors import BundlerError, BusyError, DamagedError, Problem
 from bundler.events import Progress, Report, silent
 from bundler.grouping import Group, Piece, group_of, pieces_of
@@ -93,15 +93,12 @@ def repair_bundle(
 def _alone(root: Path) -> Iterator[None]:
     """Hold the bundle's folder: the lock goes with the process, whatever becomes of it."""
     try:
-        descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        descriptor = open_locked_folder(root, through_links=True)
+    except BlockingIOError as error:
+        raise BusyError("another repair of this bundle is running", where=str(root)) from error
     except OSError as error:
         hint = "give the directory that `bundler build` made"
         raise DamagedError("is not a bundle", where=str(root), hint=hint) from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise BusyError("another repair of this bundle is running", where=str(root)) from error
     try:
         yield
     finally:
@@ -175,7 +172,8 @@ class _Work:
         for finding in self.before.findings:
             path = self.root / finding.path
             if finding.kind == "extra" and path.name.startswith(view.PREFIX) and not self.dry_run:
-                path.unlink(missing_ok=True)
+                with suppress(PermissionError):  # Windows: it runs still; it stays among the extra
+                    path.unlink(missing_ok=True)
 
     def _problems(self) -> tuple[Problem, ...]:
         hint = "copy these files anew from the bundle's origin, or from another copy of it"

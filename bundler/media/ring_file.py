@@ -8,7 +8,6 @@ with what lies there by then, and nobody undoes what another has learned meanwhi
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import time
@@ -17,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from bundler.descriptors import NEVER_THROUGH_LINKS, lock
 from bundler.errors import BusyError, TrustError
 from bundler.media.keyring import Keyring, joined, joined_statements
 from bundler.store import write_durably
@@ -37,7 +37,7 @@ def held(folder: Path) -> Iterator[None]:
         BusyError: another bundler held them all the time.
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    descriptor = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | NEVER_THROUGH_LINKS, 0o600)
     try:
         _take(descriptor, folder)
         yield
@@ -49,7 +49,7 @@ def _take(descriptor: int, folder: Path) -> None:
     end = time.monotonic() + _WAIT_SECONDS
     while True:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(descriptor)
             return
         except BlockingIOError as error:
             if time.monotonic() > end:

@@ -7,15 +7,16 @@ more: sets are repaired one after the other. par2 works on files, so segments ca
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from bundler.descriptors import open_locked_folder, read_at
 from bundler.errors import DamagedError, DoesNotFit
 from bundler.grouping import Group, Piece
 from bundler.media.packets import Scan, Usable, scan, usable, write_set
@@ -101,16 +102,11 @@ def _own_folder(place: Path) -> Iterator[Path]:
 def _held(folder: Path) -> int | None:
     """Return the open folder, locked; None when another holds it or it is gone."""
     try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = open_locked_folder(folder)
     except OSError:
         return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if folder.exists():
-            return descriptor
-    except OSError:
-        os.close(descriptor)
-        return None
+    if folder.exists():
+        return descriptor
     os.close(descriptor)
     return None
 
@@ -183,6 +179,8 @@ def fill(view: Path, root: Path, group: Group, damaged: Collection[str]) -> None
 
 
 def _linked(source: Path, target: Path) -> bool:
+    if sys.platform == "win32":
+        return False  # par2 asks for sizes there without following links
     try:
         target.symlink_to(source)
     except OSError:
@@ -207,7 +205,7 @@ def _copy_what_is_there(source: Path, piece: Piece, target: Path) -> None:
 
 def _readable(reader: int, at: int, size_bytes: int) -> bytes:
     try:
-        return os.pread(reader, size_bytes, at)
+        return read_at(reader, size_bytes, at)
     except OSError:
         return bytes(size_bytes)
 

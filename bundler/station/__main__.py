@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from bundler.station.configuration import Bundle, read_bundle, this_platform
 from bundler.station.problems import StationError
+from bundler.station.start_command import START_COMMAND
 
 if TYPE_CHECKING:
     from bundler.station.probe import Machine
@@ -144,9 +145,10 @@ def _sentence(text: str) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="./start",
+        prog=START_COMMAND,
         description="Ask, search and read a bundle. Nothing leaves this computer.",
-        epilog="./start check, ./start repair and ./start selftest look after the bundle itself: is it "
+        epilog=f"{START_COMMAND} check, {START_COMMAND} repair and {START_COMMAND} selftest look after "
+        "the bundle itself: is it "
         "as it was made, bring back what is damaged, do its models and collections work here? Each has "
         "a --help of its own.",
     )

@@ -27,6 +27,7 @@ from bundler.station.configuration import Bundle, ModelEntry
 from bundler.station.fleet import Fleet
 from bundler.station.problems import StationError
 from bundler.station.relay import Endpoint
+from bundler.station.start_command import START_COMMAND
 
 _MOST_WORDS = 1000
 COMMANDS: Mapping[str, tuple[str, ...]] = {
@@ -210,16 +211,16 @@ def _follow(job: Job, line: bytes) -> None:
 def _on_the_page(text: str) -> str:
     """Return what to do next in the words of the page.
 
-    >>> _on_the_page("./start repair   brings back what can be brought back")
+    >>> _on_the_page(f"{START_COMMAND} repair   brings back what can be brought back")
     'Repair, above, brings back what can be brought back'
     """
-    text = text.replace("./start repair   ", "Repair, above, ")
-    return text.replace("./start check   ", "Full check, above, ")
+    text = text.replace(f"{START_COMMAND} repair   ", "Repair, above, ")
+    return text.replace(f"{START_COMMAND} check   ", "Full check, above, ")
 
 
 def _failed(why: str) -> dict[str, Any]:
     return {"good": False, "headline": "It could not be done.", "lines": why.splitlines(),
-            "next_step": "In a terminal: ./start repair"}  # fmt: skip
+            "next_step": f"In a terminal: {START_COMMAND} repair"}  # fmt: skip
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

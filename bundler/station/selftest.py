@@ -25,6 +25,7 @@ from bundler.station.models import ModelServer
 from bundler.station.problems import CorpusUnreadable, ModelUnavailable, StationError
 from bundler.station.rechecking import recheck
 from bundler.station.relay import Endpoint, ask_json
+from bundler.station.start_command import START_COMMAND
 
 MEAN_TOLERANCE_NATS = 0.1
 """Mean difference of log-probabilities. Other processors and accelerators add in another order: a few
@@ -67,7 +68,7 @@ def recorded(root: Path) -> dict[tuple[str, str], Mapping[str, Any]]:
 
     Raises StationError when there is no manifest that can be read.
     """
-    hint = "The manifest is damaged: ./start repair"
+    hint = f"The manifest is damaged: {START_COMMAND} repair"
     try:
         with (root / "manifest.json").open("rb") as file:
             document = json.loads(file.read(MOST_MANIFEST_BYTES))
@@ -256,7 +257,8 @@ def _corpus(corpus: Corpus) -> Item:
 def main(root: Path, words: list[str]) -> int:
     """Run the test from a terminal; return 0, 9 when something did not pass, 2 when it cannot run."""
     parser = argparse.ArgumentParser(
-        prog="./start selftest", description="Ask each model and collection something known."
+        prog=f"{START_COMMAND} selftest",
+        description="Ask each model and collection something known.",
     )
     parser.add_argument("--tier", default="", help="the set of models to test")
     parser.add_argument("--platform", default=this_platform(), help="whose programs to start")
@@ -276,7 +278,7 @@ def main(root: Path, words: list[str]) -> int:
     end = f"not as it should be: {', '.join(wrong)}" if wrong else "everything works here"
     sys.stdout.write(f"{bundle.name} {bundle.version}: {end}\n")
     if wrong:
-        sys.stdout.write("\nNext: ./start check   says whether a file is damaged\n")
+        sys.stdout.write(f"\nNext: {START_COMMAND} check   says whether a file is damaged\n")
     return FAILED if wrong else 0
 
 

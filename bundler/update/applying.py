@@ -7,7 +7,6 @@ that was cut off, whenever that was, is finished by the same command.
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256 as sha256_of
 from pathlib import Path
 
+from bundler.descriptors import open_locked_folder
 from bundler.errors import (
     BusyError,
     DamagedError,
@@ -162,16 +162,13 @@ def apply_delta(
 def _alone(bundle: Path) -> Iterator[None]:
     """Hold the bundle's folder, as a repair does: the lock goes with the process."""
     try:
-        descriptor = os.open(bundle, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        descriptor = open_locked_folder(bundle, through_links=True)
+    except BlockingIOError as error:
+        message = "another update or repair of this bundle is running"
+        raise BusyError(message, where=str(bundle)) from error
     except OSError as error:
         hint = "give the directory of the bundle that is to be updated"
         raise DamagedError("is not a bundle", where=str(bundle), hint=hint) from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        message = "another update or repair of this bundle is running"
-        raise BusyError(message, where=str(bundle)) from error
     try:
         yield
     finally:

@@ -15,6 +15,7 @@ from hashlib import sha256 as sha256_of
 from pathlib import Path
 from typing import Any
 
+from bundler.descriptors import read_at
 from bundler.errors import DamagedError, Problem, UnsafeInput
 from bundler.manifest import MANIFEST_NAME, SIGNATURE_NAME, STATEMENTS_NAME
 from bundler.media.copies import bounded_bytes, judged
@@ -199,7 +200,7 @@ class Pieces:
         """
         said, path = self._packs[pack].pieces[piece], self._root / pack_name(pack)
         with open_plain(path) as descriptor:
-            data = os.pread(descriptor, said.size_bytes, self._starts[pack][piece])
+            data = read_at(descriptor, said.size_bytes, self._starts[pack][piece])
         if hashlib.sha256(data).hexdigest() != said.sha256:
             raise DamagedError("changed while it was read", where=str(path), hint=_ANEW)
         return data

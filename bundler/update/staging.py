@@ -12,6 +12,7 @@ import hashlib
 import os
 import shutil
 import stat
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from bundler.descriptors import NEVER_THROUGH_LINKS
 from bundler.errors import DamagedError, DoesNotFit, Problem, UnsafeInput
 from bundler.grouping import Piece, pieces_of
 from bundler.manifest import UPDATE_NAME, BundleFile, Manifest
@@ -104,13 +106,20 @@ def sweep(folder: Path, staged: tuple[Staged, ...]) -> None:
 
 def needed_bytes(root: Path, staged: tuple[Staged, ...]) -> int:
     """Return how much room building takes beyond what a run before this one has built already."""
-    unit = os.statvfs(root).f_frsize or 4096
+    unit = _cluster_bytes(root)
     need = _MARGIN_BYTES
     for one in staged:
         if one.rebuilt is not None:
             there = _size(one.place(root)) + _size(_partial(one.place(root)))
             need += max(0, -(-one.file.size_bytes // unit) * unit - there)
     return need
+
+
+def _cluster_bytes(root: Path) -> int:
+    """Return what a file's size is rounded up to; where nobody says it, the most that exFAT takes."""
+    if sys.platform == "win32":
+        return 128 << 10
+    return os.statvfs(root).f_frsize or 4096
 
 
 def _size(path: Path) -> int:
@@ -154,9 +163,7 @@ def build(root: Path, one: Staged, pieces: Pieces, segment_bytes: int, count: Co
     partial = _partial(final)
     parts = pieces_of(one.file, segment_bytes)
     with full_disk_is_an_error(root, one.file.path):
-        descriptor = os.open(
-            partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0), 0o644
-        )
+        descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | NEVER_THROUGH_LINKS, 0o644)
         try:
             right = _right_so_far(partial, parts)
             start = sum(part.size_bytes for part in right)
@@ -214,6 +221,8 @@ def _write(descriptor: int, data: memoryview) -> None:
 
 def set_mode(place: int | Path, mode: int) -> None:
     """Set a file's mode where the filesystem has such a thing."""
+    if sys.platform == "win32":
+        return
     try:
         os.chmod(place, mode)
     except OSError as error:

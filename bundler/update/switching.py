@@ -25,6 +25,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
+from bundler.descriptors import NEVER_THROUGH_LINKS
 from bundler.errors import DamagedError, Problem, UnsafeInput
 from bundler.manifest import BESIDE, MANIFEST_NAME, SWITCH_NAME, BundleFile, Manifest
 from bundler.media.copies import bounded_bytes
@@ -111,7 +112,7 @@ def _mark(path: Path, mark: str) -> None:
 
 
 def _write(path: Path, data: bytes) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | NEVER_THROUGH_LINKS
     descriptor = os.open(path, flags, 0o644)
     with os.fdopen(descriptor, "wb") as stream:
         stream.write(data)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import zstandard
 
+from bundler.descriptors import read_at
 from bundler.errors import DamagedError, DoesNotFit, UnsafeInput
 from bundler.segments import open_plain
 from bundler.update.delta import NEAR_BYTES, SPAN_BYTES, Near, New, Old, Repacked, Spanned
@@ -28,9 +28,9 @@ def read_old(root: Path, path: str, offset: int, size_bytes: int) -> bytes:
         DamagedError: the file ends before it does.
     """
     with open_plain(root / path) as descriptor:
-        data = os.pread(descriptor, size_bytes, offset)
+        data = read_at(descriptor, size_bytes, offset)
         while 0 < len(data) < size_bytes:
-            more = os.pread(descriptor, size_bytes - len(data), offset + len(data))
+            more = read_at(descriptor, size_bytes - len(data), offset + len(data))
             if not more:
                 break
             data += more
