@@ -21,7 +21,7 @@ from bundler.builtin.runtimes.pinned import PYTHON_VERSION
 from tests.demo import CACHE, ROOT, bundler
 from tests.windows_machine import Wine, installed_wine, release_archive, served
 
-pytestmark = [pytest.mark.wine, pytest.mark.timeout(1500), pytest.mark.xdist_group("windows")]
+pytestmark = [pytest.mark.wine, pytest.mark.timeout(1500)]
 PROGRAMS = "runtime/windows-x86_64"
 
 
