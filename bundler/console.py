@@ -78,7 +78,7 @@ class Screen:
         self._bars: Bars | None = None
         self._tasks: dict[str, TaskID] = {}
         self._said: dict[str, float] = {}
-        self._began: dict[str, tuple[float, float]] = {}
+        self._began: dict[str, tuple[float, float, str]] = {}
         self._waiting: dict[str, threading.Timer] = {}
 
     def __enter__(self) -> Screen:
@@ -130,7 +130,10 @@ class Screen:
     def _progress(self, event: Progress) -> None:
         if self._bars is None:
             now = time.monotonic()
-            when, done = self._began.setdefault(event.step, (now, event.done))
+            when, done, unit = self._began.get(event.step, (now, event.done, event.unit))
+            if unit != event.unit or event.done < done:
+                when, done = now, event.done  # it counts something else now
+            self._began[event.step] = when, done, event.unit
             if now - self._said.setdefault(event.step, now) >= PLAIN_EVERY_SECONDS:
                 self._said[event.step] = now
                 left = (event.total or event.done) - event.done

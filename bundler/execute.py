@@ -200,12 +200,14 @@ def _taken(step: Step, output: Path, world: World) -> dict[str, tuple[str, int]]
 
 
 def _progress(name: str, world: World) -> Any:
-    """Return a progress function for one step that never goes backwards."""
+    """Return a progress function for one step that never goes backwards, within what it counts."""
     best = 0.0
+    counted: tuple[float | None, str] | None = None
 
     def progress(done: float, total: float | None, unit: Any = "bytes") -> None:
-        nonlocal best
-        best = max(best, done)
+        nonlocal best, counted
+        best = max(best, done) if (total, unit) == counted else done
+        counted = (total, unit)
         world.report(Progress(name, best, total, unit))
 
     return progress

@@ -18,6 +18,7 @@ from bundler.command_order import PANELS
 from bundler.console import Screen
 from bundler.errors import BusyError, DoesNotFit, LockError, Problem, SourceError
 from bundler.events import Note
+from bundler.execute import _progress
 from bundler.machine.as_target import gibibytes
 from bundler.media.copies import check_is_bundle
 from bundler.recipe_places import placed
@@ -397,3 +398,16 @@ def test_the_help_goes_from_the_recipe_to_the_far_end():
         name for name, place in places.items() if place >= 0
     }
     assert "╭─ Commands" not in text, "a command is under no title: see bundler/command_order.py"
+
+
+def test_a_step_that_begins_to_count_something_else_begins_at_nothing(tmp_path):
+    seen = []
+    step = _progress("models/chat/prove", World(store=Store(tmp_path), report=seen.append))
+    step(4096, 4096, "tokens")
+    step(0, 1500, "tokens")
+    step(200, 1500, "tokens")
+    step(100, 1500, "tokens")  # late news of another thread
+    step(1, 2, "rounds")
+    assert [(event.done, event.total) for event in seen] == [
+        (4096, 4096), (0, 1500), (200, 1500), (200, 1500), (1, 2),
+    ]  # fmt: skip
