@@ -8,6 +8,7 @@ from bundler.errors import Problem, ProofFailed
 from bundler.lock import Measurement
 from bundler.proof import GateResult, Proof
 from bundler.recipe import Gates
+from bundler.tasks.evidence import detail_of
 
 DEVICE_GATES = frozenset({"min_tokens_per_second", "max_memory"})
 """Gates on figures that belong to the device of the proof; the others are the model's own."""
@@ -23,7 +24,27 @@ _HINTS = {
     "min_tokens_per_second": "choose a smaller quantization or model, or lower the limit",
     "max_memory": "choose a smaller quantization, context or number of users",
     "min_embedding_cosine": "allow a larger quantization, or lower the limit",
+    "max_loss": "allow a larger quantization, ask more questions, or raise the limit",
 }
+_LOSS = "max_loss"
+
+
+def task_of(gate: str) -> str:
+    """Return the task whose loss a gate limits; "" for every other gate."""
+    name, _, task = gate.partition(".")
+    return task if name == _LOSS else ""
+
+
+def _limits(gates: Gates) -> dict[str, float]:
+    """Return the limits that are set, in the order of the recipe's keys: `max_loss` one by one."""
+    limits: dict[str, float] = {}
+    for gate in Gates.model_fields:
+        given = getattr(gates, gate)
+        if gate == _LOSS:
+            limits |= {f"{_LOSS}.{task}": float(limit) for task, limit in sorted(given.items())}
+        elif given is not None:
+            limits[gate] = float(given)
+    return limits
 
 
 def check_gates(proof: Proof, gates: Gates, model: str) -> tuple[GateResult, ...]:
@@ -37,23 +58,29 @@ def check_gates(proof: Proof, gates: Gates, model: str) -> tuple[GateResult, ...
     figures = measured_figures(proof)
     unmeasured = [
         _unmeasured(gate, model, proof)
-        for gate in Gates.model_fields
-        if getattr(gates, gate) is not None and figures[gate] is None
+        for gate in _limits(gates)
+        if figures.get(gate) is None
     ]
     if unmeasured:
         raise ProofFailed(unmeasured)
-    return held(figures, gates)
+    details = {f"{_LOSS}.{task.name}": task for task in proof.tasks}
+    return tuple(
+        result
+        if result.gate not in details
+        else result.model_copy(update={"detail": detail_of(details[result.gate], result.limit)})
+        for result in held(figures, gates)
+    )
 
 
 def held(figures: Mapping[str, float | None], gates: Gates) -> tuple[GateResult, ...]:
     """Hold every gate that is set and was measured, in the order of the recipe's keys."""
     results = []
-    for gate in Gates.model_fields:
-        limit, figure = getattr(gates, gate), figures[gate]
-        if limit is not None and figure is not None:
-            passed = figure <= limit if gate in _AT_MOST else figure >= limit
-            result = GateResult(gate=gate, limit=float(limit), measured=figure, passed=passed)
-            results.append(result)
+    for gate, limit in _limits(gates).items():
+        figure = figures.get(gate)
+        if figure is not None:
+            at_most = gate in _AT_MOST or task_of(gate)
+            passed = figure <= limit if at_most else figure >= limit
+            results.append(GateResult(gate=gate, limit=limit, measured=figure, passed=passed))
     return tuple(results)
 
 
@@ -74,7 +101,14 @@ def measured_figures(proof: Proof | Measurement) -> dict[str, float | None]:
         if proof.device.peak_memory_bytes
         else None,
         "min_embedding_cosine": proof.embedding_cosine_min,
+        **_losses(proof),
     }
+
+
+def _losses(proof: Proof | Measurement) -> dict[str, float | None]:
+    if isinstance(proof, Measurement):
+        return {f"{_LOSS}.{name}": task.at_most for name, task in proof.tasks.items()}
+    return {f"{_LOSS}.{task.name}": task.loss_at_most for task in proof.tasks}
 
 
 def new_loop_share(proof: Proof | Measurement) -> float | None:
@@ -89,9 +123,9 @@ def gate_problems(results: Iterable[GateResult], model: str) -> list[Problem]:
     return [
         Problem(
             f"{result.gate}: measured {result.measured:.6g}, the recipe's limit is "
-            f"{result.limit:.6g}",
+            f"{result.limit:.6g}{f' ({result.detail})' if result.detail else ''}",
             where=f"models.{model}",
-            hint=_HINTS[result.gate],
+            hint=_HINTS[result.gate.partition(".")[0]],
         )
         for result in results
         if not result.passed

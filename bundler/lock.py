@@ -172,6 +172,15 @@ class LockedModel(Value):
         return found
 
 
+class TaskLoss(Value):
+    """What one task showed of a model, in a measurement."""
+
+    asked: Sha256
+    """Digest of all that decides it: the file, how many were asked and how."""
+    at_most: float = Field(ge=-1, le=1, allow_inf_nan=False)
+    """The share of right answers that was lost, at most."""
+
+
 class Measurement(Value):
     """What one proof measured of one way to build a model and to run it."""
 
@@ -210,6 +219,16 @@ class Measurement(Value):
     embedding_cosine_min: float | None = None
     new_loop_share: float | None = Field(default=None, ge=0, le=1)
     """Of its long answers, how many more end in a loop than of the unquantized model."""
+    tasks: Mapping[str, TaskLoss] = Field(default_factory=dict)
+    """By the recipe's name of the task."""
+
+    @model_serializer(mode="wrap")
+    def _without_tasks(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Measurements of recipes without tasks read as they always did.
+        written: dict[str, Any] = write(self)
+        if not written.get("tasks"):
+            written.pop("tasks", None)
+        return written
 
     @model_validator(mode="after")
     def _figures_are_possible(self) -> Measurement:
@@ -244,7 +263,8 @@ class Lock(Value):
     models: Mapping[str, LockedModel]
     corpora: Mapping[str, Resolution]
     texts: Mapping[str, Resolution] = Field(default_factory=dict)
-    """Texts for calibration (`calibration`) and scoring (`heldout`)."""
+    """Texts for calibration (`calibration`) and scoring (`heldout`), files of questions
+    (`tasks.<name>`)."""
     runtimes: Mapping[str, Resolution] = Field(default_factory=dict)
     """`<runtime>/<platform>` → what the runtime is put together from."""
     measured: tuple[Measurement, ...] = ()

@@ -23,6 +23,7 @@ from bundler.planning.targeting import target_notes
 from bundler.planning.tiers import tier_notes, tier_targets
 from bundler.plugins import Plugins
 from bundler.recipe import Recipe
+from bundler.tasks.asked import asked_tasks, digests_of
 from bundler.value import format_size
 
 Allows = Callable[[OfferKey], bool]
@@ -151,7 +152,8 @@ def _ruling(
 ) -> Ruling:  # fmt: skip
     request = recipe.models[name]
     engine = plugins.named(plugins.engines, request.engine, "engine")
-    known = known_of(lock, name, request.role, asked_tokens=recipe.verify.tokens)
+    known = known_of(lock, name, request.role, asked_tokens=recipe.verify.tokens,
+                     tasks=digests_of(asked_tasks(recipe, lock, name)))  # fmt: skip
     with _problems_of(name):
         found = engine.offers(request, lock.models[name], target, lock.texts)
         found = held_by_the_stick(found, engine, largest_file_bytes(recipe))

@@ -163,6 +163,41 @@ class LongAnswers(Value):
         return max(0, self.new_loops - self.loops_gone) / self.answers if self.answers else 0.0
 
 
+class TaskResult(Value):
+    """Questions with known answers, put to the model and to the unquantized one: the same ones."""
+
+    name: str
+    kind: str
+    scoring: str
+    """`letters` or `texts`."""
+    file_sha256: Sha256
+    items: int = Field(gt=0)
+    """Questions that both were asked."""
+    seed: int
+    chance: float
+    """Share of right answers of who guesses."""
+    model_right: int = Field(ge=0)
+    control_right: int = Field(ge=0)
+    lost: int = Field(ge=0)
+    """Questions that the unquantized model answers rightly and this one does not."""
+    gained: int = Field(ge=0)
+    """The other way round."""
+    p_value: float
+    """Two-sided, McNemar's exact test: how often chance alone would make them differ as much."""
+    loss_low: float
+    loss_high: float
+    """Interval of 95 % of the lost share, by drawing the questions anew."""
+    loss_at_most: float
+    """The lost share is no larger, with 95 % certainty: Tango's score bound, one-sided."""
+    leaked: int = 0
+    """Questions of which a run of 13 words is in the calibration text."""
+
+    @property
+    def loss(self) -> float:
+        """Return the share of right answers that was lost; negative where it grew."""
+        return (self.lost - self.gained) / self.items
+
+
 class GateResult(Value):
     """One limit of the recipe held against a measured figure."""
 
@@ -170,6 +205,15 @@ class GateResult(Value):
     limit: float
     measured: float
     passed: bool
+    detail: str = ""
+    """What a reader needs to know of the figure, where the figure alone does not say it."""
+
+    @model_serializer(mode="wrap")
+    def _without_empty(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = write(self)
+        if not written.get("detail"):
+            written.pop("detail", None)
+        return written
 
 
 class Proof(Value):
@@ -187,6 +231,8 @@ class Proof(Value):
     """None when there is nothing to compare with (a file taken as it comes without its source)."""
     long_answers: LongAnswers | None = None
     """None when none were asked for, or there is nothing to compare with."""
+    tasks: tuple[TaskResult, ...] = ()
+    """Empty when none were asked, or there is nothing to compare with."""
     speed: Speed
     sample_prompt: str
     sample_text: str
@@ -203,7 +249,7 @@ class Proof(Value):
     def _without_empty(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # Proofs of models in one file read as they always did.
         written: dict[str, Any] = write(self)
-        for name in ("other_shards_sha256", "fingerprint"):
+        for name in ("other_shards_sha256", "fingerprint", "tasks"):
             if not written.get(name):
                 written.pop(name, None)
         return written

@@ -152,6 +152,11 @@ class Gates(Value):
     """Share of the long answers that end in a loop, less that of the unquantized model."""
     min_embedding_cosine: float | None = Field(default=None, allow_inf_nan=False, ge=-1, le=1)
     """For embedders: worst cosine to the unquantized model."""
+    max_loss: Mapping[Name, Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]] = Field(
+        default_factory=dict
+    )
+    """By task: the share of its questions that may be lost against the unquantized model, shown with
+    95 % certainty: `{ mmlu = 0.02 }`."""
 
 
 class AdapterRequest(Value):
@@ -284,6 +289,38 @@ class CorpusRequest(Value):
     """At most 80 characters, as the ZIM metadata demands."""
 
 
+class TaskRequest(Value):
+    """`[verify.tasks.<name>]`: questions with known answers, asked of the model and of the unquantized
+    one, so that the proof tells what quantization cost on them.
+    """
+
+    kind: Literal["choice"]
+    """`choice`: several answers to each question, one is right."""
+    source: SourceReference
+    """One file: MMLU's CSV (`question,A,B,C,D,answer`) or JSON lines (`question`, `choices`, `answer`)."""
+    scoring: Literal["letters", "texts"] = "letters"
+    """`letters`: the choices are listed and the likeliest letter is the answer, as for MMLU. `texts`:
+    the choice whose own text is likeliest by its length is; for small models, which know no letters."""
+    prompt: str = Field(default="", max_length=2000)
+    """With `scoring = "texts"`: the words before each choice, with `{question}` in them. ARC's when
+    absent."""
+    items: int = Field(default=400, ge=1, le=100_000)
+    """The most questions that are asked; more in the file are drawn from."""
+    seed: int = Field(default=1, ge=0, le=2**31)
+    """Decides which are drawn."""
+    models: tuple[Name, ...] = ()
+    """Models that are asked; all that answer (`chat`, `code`) when empty."""
+
+    @field_validator("prompt")
+    @classmethod
+    def _asks(cls, given: str, info: ValidationInfo) -> str:
+        if given and info.data.get("scoring") == "letters":
+            raise ValueError("is for scoring = 'texts'; letters are asked for as MMLU does")
+        if given and given.count("{question}") != 1:
+            raise ValueError("must have {question} in it, once")
+        return given
+
+
 class VerifyOptions(Value):
     """`[verify]`: how models are proved."""
 
@@ -301,6 +338,8 @@ class VerifyOptions(Value):
     does it fall into loops that the other does not? 0 for none."""
     long_minutes: float = Field(default=10, gt=0, le=10_000, allow_inf_nan=False)
     """The most minutes that the long answers of one model may take, its control's included."""
+    tasks: Mapping[Name, TaskRequest] = Field(default_factory=dict)
+    """Questions with known answers by a name of your choice; gated by `max_loss`."""
     replans: int = Field(default=2, ge=0, le=10)
     """How often what proofs measured may change the plan before the build gives up."""
 
@@ -379,6 +418,7 @@ __all__ = [
     "RuntimeOptions",
     "SourceReference",
     "TargetRequest",
+    "TaskRequest",
     "TierRequest",
     "VerifyOptions",
 ]  # fmt: skip

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from bundler.errors import Problem, RecipeError
 from bundler.recipe import Recipe
 from bundler.recipe_words import as_written
+from bundler.tasks.slips import Slip, task_slips
 
 # A recipe is written by a person; this is a hundred times the longest of ours.
 MAX_RECIPE_BYTES = 1 << 20
@@ -79,7 +80,18 @@ def parse_recipe(data: bytes, name: str = "recipe.toml") -> Recipe:
 
 def _own_problems(recipe: Recipe, places: Mapping[KeyPath, Place], name: str) -> list[Problem]:
     """Return what no single value of a recipe can know is wrong with it."""
-    return [*_path_problems(recipe, places, name), *_tier_problems(recipe, places, name)]
+    return [
+        *_path_problems(recipe, places, name), *_tier_problems(recipe, places, name),
+        *(
+            _placed_problem(slip, places, name)
+            for slip in task_slips(recipe, _did_you_mean)
+        ),
+    ]  # fmt: skip
+
+
+def _placed_problem(slip: Slip, places: Mapping[KeyPath, Place], name: str) -> Problem:
+    line, column = _nearest(slip.path, places)
+    return Problem(f"{'.'.join(slip.path)}: {slip.message}", f"{name}:{line}:{column}", slip.hint)
 
 
 def _syntax_problem(message: str, name: str, text: str) -> Problem:
@@ -287,6 +299,8 @@ def _path_problems(recipe: Recipe, places: Mapping[KeyPath, Place], name: str) -
         *((("corpora", key, "source"), corpus.source) for key, corpus in recipe.corpora.items()),
         (("verify", "heldout"), recipe.verify.heldout),
         (("verify", "calibration"), recipe.verify.calibration),
+        *((("verify", "tasks", key, "source"), task.source)
+          for key, task in recipe.verify.tasks.items()),
     ]
     for path, reference in references:
         if reference is None or reference.source != "path":

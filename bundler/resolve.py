@@ -14,13 +14,22 @@ from pathlib import Path
 from typing import TypeVar
 
 from bundler.beside import all_beside, all_locked_beside, lock_beside
-from bundler.errors import BundlerError, LockError, PassingFault, Problem, SourceError
+from bundler.errors import (
+    BundlerError,
+    LockError,
+    PassingFault,
+    Problem,
+    SourceError,
+    UnsafeInput,
+)
 from bundler.events import Note, StepFinished, StepStarted
 from bundler.feedback.measurements import learned
 from bundler.lock import Lock, LockedFile, LockedModel, Measurement, Resolution
 from bundler.plugins import Plugins
 from bundler.recipe import ModelRequest, Recipe, SourceReference
 from bundler.store import write_durably
+from bundler.tasks.asked import PREFIX, only_file
+from bundler.tasks.reading import MOST_FILE_BYTES, read_choices
 from bundler.value import digest, format_size, pretty_json
 from bundler.world import World
 
@@ -60,10 +69,11 @@ def _texts(recipe: Recipe) -> dict[str, SourceReference]:
     if not recipe.models:
         return {}
     named = {"calibration": recipe.verify.calibration, "heldout": recipe.verify.heldout}
-    return {
+    texts = {
         name: reference or SourceReference(source="shipped", locator=name)
         for name, reference in named.items()
     }
+    return texts | {PREFIX + name: task.source for name, task in recipe.verify.tasks.items()}
 
 
 def resolve(recipe: Recipe, plugins: Plugins, world: World, *, created: int) -> Lock:
@@ -113,7 +123,7 @@ def resolve(recipe: Recipe, plugins: Plugins, world: World, *, created: int) -> 
         for name, corpus in recipe.corpora.items()
     }
     texts = {
-        name: attempt(f"verify.{name}", partial(ask_source, reference, plugins, world), reference)
+        name: attempt(f"verify.{name}", partial(_ask_text, name, reference, plugins, world), reference)
         for name, reference in _texts(recipe).items()
     }
     runtimes = {
@@ -143,7 +153,8 @@ def _of_key(
     problem = replace(problem, hint=problem.hint or hint)
     if reference is None:
         return replace(problem, where=problem.where or what)
-    key = what if what.startswith("verify.") else f"{what}.source"
+    own = what.startswith("verify.") and not what.startswith(f"verify.{PREFIX}")
+    key = what if own else f"{what}.source"
     where = "" if problem.where == str(reference) else problem.where
     return replace(problem, where=where, key=problem.key or key)
 
@@ -155,6 +166,24 @@ def ask_source(reference: SourceReference, plugins: Plugins, world: World) -> Re
     if not resolution.files:
         raise SourceError(f"{reference} holds no files", hint="look at its `include` patterns")
     return resolution
+
+
+def _ask_text(
+    name: str, reference: SourceReference, plugins: Plugins, world: World
+) -> Resolution:
+    """Return what the reference of a text means; a file of questions is read, so that it is known
+    to be one before hours of work.
+    """
+    from bundler.transfer import read_range
+
+    found = ask_source(reference, plugins, world)
+    if name.startswith(PREFIX):
+        file = only_file(found, f"verify.{name}")
+        if file.size_bytes > MOST_FILE_BYTES:
+            raise UnsafeInput(f"is larger than {MOST_FILE_BYTES >> 20} MiB", where=file.path)
+        source = plugins.sources[reference.source]
+        read_choices(read_range(source, file, 0, file.size_bytes, world), file.path)
+    return found
 
 
 def lock_model(

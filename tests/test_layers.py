@@ -29,6 +29,7 @@ plugins
 hookspecs
 world
 store fingerprint
+tasks
 manifest
 plan proof lock recipe recipe_target inspection
 machine

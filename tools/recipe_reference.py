@@ -35,6 +35,7 @@ SECTIONS = [
     ("AdapterRequest", "[[models.<name>.adapters]]"),
     ("CorpusRequest", "[corpora.<name>]"), ("SourceReference", "sources"),
     ("RuntimeOptions", "[runtime]"), ("VerifyOptions", "[verify]"),
+    ("TaskRequest", "[verify.tasks.<name>]"),
 ]  # fmt: skip
 
 

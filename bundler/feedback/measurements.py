@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from bundler.gates import new_loop_share
-from bundler.lock import Lock, Measurement, files_digest, model_digest
+from bundler.lock import Lock, Measurement, TaskLoss, files_digest, model_digest
 from bundler.plan import FileInput, Offer, Step, step_keys
 from bundler.proof import Proof
+from bundler.tasks.asked import digests_of_step
 from bundler.value import digest
 
 PROOF_ACTION = "prove"
@@ -74,7 +75,17 @@ def measurement_of(
         quality=proof.quality,
         embedding_cosine_min=proof.embedding_cosine_min,
         new_loop_share=new_loop_share(proof),
+        tasks=_task_losses(proof, step),
     )
+
+
+def _task_losses(proof: Proof, step: Step) -> dict[str, TaskLoss]:
+    asked = digests_of_step(step)
+    return {
+        task.name: TaskLoss(asked=asked[task.name], at_most=task.loss_at_most)
+        for task in proof.tasks
+        if task.name in asked
+    }
 
 
 def _text_of(lock: Lock) -> str | None:
@@ -106,6 +117,8 @@ class Known:
     """Digest of the held-out text of today."""
     asked_tokens: int = 0
     """How many of its tokens the recipe wants evaluated today."""
+    tasks: Mapping[str, str] = field(default_factory=dict)
+    """Task → digest of what the recipe wants asked today."""
 
     def of_making(self, made_by: str) -> list[Measurement]:
         """Return those of a model that was made the same way."""
@@ -125,16 +138,23 @@ class Known:
         measured = any(one.quant == offer.quant for one in self.measurements)
         return making_digest(offer) if measured else ""
 
+    def tells_task(self, one: Measurement, task: str) -> bool:
+        """Tell whether a measurement asked what the recipe wants asked today."""
+        return task in one.tasks and one.tasks[task].asked == self.tasks.get(task)
+
     def tells_quality(self, one: Measurement) -> bool:
         """Tell whether a measurement's quality can be compared: it is of today's text."""
         return one.text == self.text
 
 
-def known_of(lock: Lock, model: str, role: str, *, asked_tokens: int = 0) -> Known:
+def known_of(
+    lock: Lock, model: str, role: str, *, asked_tokens: int = 0,
+    tasks: Mapping[str, str] | None = None,
+) -> Known:  # fmt: skip
     """Return what a lock knows of one of its models."""
     files = model_digest(lock.models[model]) if lock.measured else ""
     found = tuple(one for one in lock.measured if one.model == files and one.role == role)
-    return Known(found, _text_of(lock), asked_tokens)
+    return Known(found, _text_of(lock), asked_tokens, tasks or {})
 
 
 def runs_alike(one: Measurement, offer: Offer) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from bundler.feedback.measurements import Known
-from bundler.gates import DEVICE_GATES, held, measured_figures
+from bundler.gates import DEVICE_GATES, held, measured_figures, task_of
 from bundler.lock import Measurement
 from bundler.plan import Offer
 from bundler.proof import GateResult
@@ -105,6 +105,9 @@ def _counts(gate: GateResult, one: Measurement, known: Known, tool: Callable[[],
     """Tell whether a figure says what a proof here and now would: device, text and length."""
     if gate.gate in DEVICE_GATES:
         return one.tool == tool()
+    task = task_of(gate.gate)
+    if task:
+        return known.tells_task(one, task)
     return known.tells_quality(one) and one.asked_tokens >= known.asked_tokens
 
 

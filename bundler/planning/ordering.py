@@ -7,30 +7,32 @@ from datetime import UTC, datetime
 
 from bundler.lock import Lock, LockedFile, Resolution
 from bundler.plan import Choice, FileInput, Step, StepInput
-from bundler.recipe import Recipe, VerifyOptions
+from bundler.recipe import Recipe
+from bundler.tasks.asked import asked_tasks, with_tasks
 
 
 def ordered_steps(recipe: Recipe, lock: Lock, choices: Iterable[Choice]) -> tuple[Step, ...]:
     """Return every step: models of all machines, then corpora, then runtimes."""
     return (
-        *_model_steps(choices, recipe.verify),
+        *_model_steps(choices, recipe, lock),
         *_corpus_steps(recipe, lock),
         *_runtime_steps(lock),
     )
 
 
-def _model_steps(choices: Iterable[Choice], verify: VerifyOptions) -> list[Step]:
+def _model_steps(choices: Iterable[Choice], recipe: Recipe, lock: Lock) -> list[Step]:
     """Return the steps of all models with full names; proofs get what `[verify]` says of them.
 
     A model of several machines has steps for each; equal ones have equal keys and are done once.
     """
+    verify = recipe.verify
     asked = {
         "require": verify.require, "tokens": verify.tokens,
         "long_tokens": verify.long_tokens, "long_minutes": verify.long_minutes,
     }  # fmt: skip
     steps: list[Step] = []
     for choice in choices:
-        prefix = choice.step_prefix
+        prefix, tasks = choice.step_prefix, asked_tasks(recipe, lock, choice.model)
         for step in choice.offer.steps:
             inputs = {
                 name: given.model_copy(update={"step": prefix + given.step})
@@ -40,7 +42,8 @@ def _model_steps(choices: Iterable[Choice], verify: VerifyOptions) -> list[Step]
             }
             parameters = {**step.parameters, **(asked if step.action == "prove" else {})}
             update = {"name": prefix + step.name, "inputs": inputs, "parameters": parameters}
-            steps.append(step.model_copy(update=update))
+            full = step.model_copy(update=update)
+            steps.append(with_tasks(full, tasks) if step.action == "prove" else full)
     return steps
 
 

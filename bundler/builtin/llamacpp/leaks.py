@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from bundler.errors import RecipeError
@@ -26,10 +26,22 @@ def shared_runs(calibration: Path, heldout: Path) -> float:
     return len(asked & known) / len(asked) if asked else 0.0
 
 
+def with_known_runs(calibration: Path, texts: Iterable[str]) -> list[bool]:
+    """Tell of each text whether a run of 13 of its words is in the calibration text.
+
+    One with fewer words has no such run: what short texts share is common speech.
+    """
+    known = set(_runs(calibration))
+    return [not known.isdisjoint(_runs_of(text)) for text in texts]
+
+
 def _runs(path: Path) -> Iterator[bytes]:
     with path.open("rb") as stream:
-        text = stream.read(_MOST_BYTES).decode("utf-8", "replace").casefold()
-    words = _WORD.findall(text)
+        return _runs_of(stream.read(_MOST_BYTES).decode("utf-8", "replace"))
+
+
+def _runs_of(text: str) -> Iterator[bytes]:
+    words = _WORD.findall(text.casefold())
     for first in range(len(words) - RUN_WORDS + 1):
         run = " ".join(words[first : first + RUN_WORDS])
         yield hashlib.blake2b(run.encode(), digest_size=8).digest()

@@ -18,9 +18,10 @@ from bundler.builtin.llamacpp.child import run_child
 from bundler.builtin.llamacpp.leaks import leak_notes
 from bundler.builtin.llamacpp.long_answers.comparing import long_answers
 from bundler.builtin.llamacpp.sharding import WHOLE, loadable, model_inputs
+from bundler.builtin.llamacpp.tasks.comparing import task_results
 from bundler.errors import ProofFailed
 from bundler.hookspecs import Task
-from bundler.proof import Device, Fingerprint, Proof, Quality, Selftest, Speed
+from bundler.proof import Device, Fingerprint, Proof, Quality, Selftest, Speed, TaskResult
 from bundler.store import hash_file
 from bundler.value import format_bytes, pretty_json
 
@@ -36,7 +37,7 @@ _TASK_DEFAULTS: Mapping[str, Any] = {
     "role": "chat", "context_tokens": 4096, "parallel": 1, "kv_cache": "f16", "require": "any",
     "tokens": 4096, "predicted_memory_bytes": 0, "gpu_layers": -1, "scales": (),
     "long_tokens": 0, "long_minutes": 10,
-    "controls": False,
+    "controls": False, "tasks": (),
 }  # fmt: skip
 
 
@@ -66,6 +67,7 @@ def _prove(task: Task, files: Sequence[Path]) -> dict[str, Any]:
     notes = list(measured["notes"])
     quality, cosine, settings = None, None, _settings(parameters, measured, gpu=gpu)
     long, fingerprint = None, None
+    tasks: tuple[TaskResult, ...] = ()
     if generates:
         quality, fingerprint = _compare(task, parameters, settings, notes, gpu=gpu)
         more = evidence(
@@ -75,6 +77,7 @@ def _prove(task: Task, files: Sequence[Path]) -> dict[str, Any]:
         settings |= more.settings
         notes += more.notes
         long = long_answers(task, parameters, notes, _adapters(task, parameters), gpu=gpu)
+        tasks = task_results(task, parameters, notes, _adapters(task, parameters), gpu=gpu)
     else:
         cosine = _compare_vectors(task, parameters, settings, notes, gpu=gpu)
     notes += _placement_note(int(parameters["gpu_layers"]), there=there)
@@ -88,6 +91,7 @@ def _prove(task: Task, files: Sequence[Path]) -> dict[str, Any]:
         predicted_memory_bytes=int(parameters["predicted_memory_bytes"]),
         quality=quality,
         long_answers=long,
+        tasks=tasks,
         speed=Speed(**measured["speed"]),
         sample_prompt=measured["sample_prompt"],
         sample_text=measured["sample_text"],

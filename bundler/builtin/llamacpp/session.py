@@ -259,6 +259,29 @@ class Context:
             batch.logits[index] = True
         self._run(len(given))
 
+    def share(self, sequence: int, other: int) -> None:
+        """Let another sequence begin with all that one holds so far."""
+        library = native.llama()
+        library.llama_memory_seq_cp(
+            library.llama_get_memory(self.pointer), sequence, other, -1, -1
+        )
+
+    def decode_rows(self, rows: Sequence[tuple[int, int, Sequence[int], int]]) -> None:
+        """Feed several texts, together at most `batch_tokens`: (sequence, position of the first token,
+        tokens, of how many of the last ones logits are kept).
+        """
+        batch, index = self._batch, 0
+        for sequence, start, tokens, keeps in rows:
+            for number, token in enumerate(tokens):
+                batch.token[index] = token
+                batch.pos[index] = start + number
+                batch.n_seq_id[index] = 1
+                batch.seq_id[index][0] = sequence
+                batch.logits[index] = number >= len(tokens) - keeps
+                index += 1
+        batch.n_tokens = index
+        self._run(index)
+
     def _run(self, count: int) -> None:
         code = native.llama().llama_decode(self.pointer, self._batch)
         if code != 0:

@@ -1,0 +1,104 @@
+"""A model picks answers to questions of several choices. Runs only in a child process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bundler.builtin.llamacpp.session import (
+    Model,
+    adapters_of,
+    open_context,
+    open_model,
+    require_placement,
+)
+from bundler.builtin.llamacpp.tasks.likelihoods import Question, encoded, log_likelihoods
+from bundler.errors import RecipeError
+from bundler.tasks.items import ChoiceItem, asked_letters, asked_texts, drawn
+from bundler.tasks.reading import read_choices
+
+BATCH_TOKENS = 2048
+AT_ONCE = 32
+"""Rows of a batch: a CPU is busy with fewer, and each more takes memory for its logits."""
+_QUESTIONS_AT_ONCE = 16
+
+
+def choose_job(arguments: Mapping[str, Any], report: Any) -> dict[str, Any]:
+    """Child job: return which choice the model takes for each question, and which is right.
+
+    Arguments: model, file, path (the file's name), items, seed, scoring, prompt, context_tokens (what
+    the plan gives one user), kv_cache, gpu, gpu_layers, adapters.
+
+    Raises:
+        RecipeError: a question does not fit the context.
+    """
+    gpu, layers = bool(arguments["gpu"]), int(arguments["gpu_layers"])
+    path, room = str(arguments["path"]), int(arguments["context_tokens"])
+    items = drawn(
+        read_choices(Path(arguments["file"]).read_bytes(), path),
+        int(arguments["items"]), int(arguments["seed"]),
+    )  # fmt: skip
+    with open_model(
+        Path(arguments["model"]), gpu=gpu, gpu_layers=layers, adapters=adapters_of(arguments),
+        title=str(arguments["title"]),
+    ) as model:  # fmt: skip
+        if gpu:
+            require_placement(model, layers)
+        asked = [_question(model, item, arguments) for item in items]
+        _require_room(asked, items, path, room)
+        batch = max(BATCH_TOKENS, *(question.cells for question in asked))
+        with open_context(
+            model, context_tokens=batch, batch_tokens=batch, sequences=AT_ONCE, kv_unified=True,
+            kv_cache=str(arguments["kv_cache"]),
+            flash_attention="auto" if arguments["kv_cache"] == "f16" else "on",
+        ) as context:  # fmt: skip
+            picks: list[int] = []
+            for first in range(0, len(items), _QUESTIONS_AT_ONCE):
+                some = slice(first, first + _QUESTIONS_AT_ONCE)
+                scores = log_likelihoods(context, asked[some], AT_ONCE)
+                picks += _picked(items[some], scores, str(arguments["scoring"]))
+                report(len(picks), len(items), "questions")
+    return {"picks": picks, "answers": [item.answer for item in items],
+            "choices": [len(item.choices) for item in items]}  # fmt: skip
+
+
+def _question(model: Model, item: ChoiceItem, arguments: Mapping[str, Any]) -> Question:
+    if arguments["scoring"] == "letters":
+        prompt, continuations = asked_letters(item)
+    else:
+        prompt, continuations = asked_texts(item, str(arguments["prompt"]))
+    return Question(tuple(encoded(model, prompt, one) for one in continuations))
+
+
+def _require_room(
+    asked: Sequence[Question], items: Sequence[ChoiceItem], path: str, room: int
+) -> None:
+    """Raise RecipeError where a question with its answer does not fit the model's context."""
+    lengths = [max(len(whole) for whole, _ in question.answers) for question in asked]
+    longest = max(lengths)
+    if longest > room:
+        item = items[lengths.index(longest)]
+        raise RecipeError(
+            f"a question has {longest} tokens; the model's context holds {room}",
+            where=f"{path}:{item.row}",
+            hint="leave that question out, or give the model more context_tokens",
+        )
+
+
+def _picked(
+    items: Sequence[ChoiceItem], scores: Iterable[Sequence[float]], scoring: str
+) -> list[int]:
+    """Return the likeliest choice of each question, the first among equals.
+
+    Texts are compared by their likelihood per character, as lm-evaluation-harness's `acc_norm` does.
+    """
+    picks = []
+    for item, given in zip(items, scores, strict=True):
+        some = list(given)
+        if scoring == "texts":
+            some = [
+                score / len(text.strip()) for score, text in zip(some, item.choices, strict=True)
+            ]
+        picks.append(max(range(len(some)), key=lambda number: some[number]))
+    return picks

@@ -1,0 +1,129 @@
+"""The tasks of a proof: the model's answers beside the unquantized one's, and what they show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from bundler.builtin.llamacpp.asking import ask_once
+from bundler.builtin.llamacpp.leaks import RUN_WORDS, with_known_runs
+from bundler.hookspecs import Task
+from bundler.proof import TaskResult
+from bundler.store import hash_file
+from bundler.tasks.evidence import loss_at_most, mcnemar_p
+from bundler.tasks.items import drawn
+from bundler.tasks.reading import read_choices
+
+_JOB = "bundler.builtin.llamacpp.tasks.asking:choose_job"
+_DRAWS = 10_000
+_DRAWS_SEED = 20
+_INTERVAL = (2.5, 97.5)
+
+
+def task_results(
+    task: Task, parameters: Mapping[str, Any], notes: list[str],
+    adapters: Sequence[tuple[str, float]], *, gpu: bool,
+) -> tuple[TaskResult, ...]:  # fmt: skip
+    """Put every task's questions to the model and to the unquantized one.
+
+    Args:
+        task: with `model.gguf`, `reference.gguf` and `tasks/<name>` for each task.
+        parameters: of the proof; `tasks` says what each one is.
+        notes: what a reader of the report should know is added here.
+        adapters: LoRA adapters that both get.
+        gpu: whether both are run on the accelerator.
+    """
+    asked = parameters["tasks"]
+    if asked and "reference.gguf" not in task.inputs:
+        notes.append("tasks were not asked: there is no unquantized model to compare with")
+        return ()
+    return tuple(_result(task, told, parameters, notes, adapters, gpu=gpu) for told in asked)
+
+
+def _result(
+    task: Task, told: Mapping[str, Any], parameters: Mapping[str, Any], notes: list[str],
+    adapters: Sequence[tuple[str, float]], *, gpu: bool,
+) -> TaskResult:  # fmt: skip
+    name = str(told["name"])
+    model, control = (
+        _chosen(task, told, parameters, adapters, side, kv_cache, gpu=gpu)
+        # The control keeps an F16 KV cache: what a quantized cache costs is part of the damage.
+        for side, kv_cache in (
+            ("model.gguf", str(parameters["kv_cache"])), ("reference.gguf", "f16"),
+        )
+    )  # fmt: skip
+    mine, its = _right(model), _right(control)
+    lost, gained, items = int((its & ~mine).sum()), int((mine & ~its).sum()), len(mine)
+    low, high = drawn_anew(lost, gained, items)
+    chance = float(np.mean([1 / count for count in model["choices"]]))
+    notes += _chance_note(name, its, chance)
+    leaked = _leaked(task, told)
+    if leaked:
+        notes.append(
+            f"leaked calibration text: {leaked} of the {items} questions of {name} have a run of "
+            f"{RUN_WORDS} words in it; the figures flatter"
+        )
+    return TaskResult(
+        name=name, kind=str(told["kind"]), scoring=str(told["scoring"]),
+        file_sha256=hash_file(task.inputs[f"tasks/{name}"]), items=items, seed=int(told["seed"]),
+        chance=chance, model_right=int(mine.sum()), control_right=int(its.sum()),
+        lost=lost, gained=gained, p_value=mcnemar_p(lost, gained), loss_low=low, loss_high=high,
+        loss_at_most=loss_at_most(lost, gained, items), leaked=leaked,
+    )  # fmt: skip
+
+
+def _chosen(
+    task: Task, told: Mapping[str, Any], parameters: Mapping[str, Any],
+    adapters: Sequence[tuple[str, float]], side: str, kv_cache: str, *, gpu: bool,
+) -> dict[str, Any]:  # fmt: skip
+    arguments = {
+        "model": str(task.inputs[side]), "title": side,
+        "file": str(task.inputs[f"tasks/{told['name']}"]), "path": told["file"],
+        "items": told["items"], "seed": told["seed"], "scoring": told["scoring"],
+        "prompt": told["prompt"], "context_tokens": parameters["context_tokens"],
+        "kv_cache": kv_cache, "gpu": gpu, "gpu_layers": parameters["gpu_layers"],
+        "adapters": list(adapters),
+    }  # fmt: skip
+    return dict(ask_once(task, _JOB, arguments, progress=task.progress))
+
+
+def _right(chosen: Mapping[str, Any]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    right: np.ndarray[Any, np.dtype[np.bool_]] = np.equal(chosen["picks"], chosen["answers"])
+    return right
+
+
+def drawn_anew(lost: int, gained: int, items: int) -> tuple[float, float]:
+    """Return the interval of 95 % of the lost share: percentiles of a bootstrap over the questions.
+
+    Each question is lost, gained or neither, so drawing them anew is drawing these three counts.
+    """
+    shares = np.array([lost, gained, items - lost - gained]) / items
+    counts = np.random.default_rng(_DRAWS_SEED).multinomial(items, shares, _DRAWS)
+    low, high = np.percentile((counts[:, 0] - counts[:, 1]) / items, _INTERVAL)
+    return float(low), float(high)
+
+
+def _chance_note(
+    name: str, control: np.ndarray[Any, np.dtype[np.bool_]], chance: float
+) -> list[str]:
+    """Say so when the unquantized model itself only guesses: then nothing can be lost."""
+    share = float(control.mean())
+    error = (chance * (1 - chance) / len(control)) ** 0.5
+    if share > chance + 2 * error:
+        return []
+    return [
+        f"{name}: the unquantized model answers {share:.0%} rightly, who guesses {chance:.0%}: this "
+        "task cannot show what it loses"
+    ]
+
+
+def _leaked(task: Task, told: Mapping[str, Any]) -> int:
+    """Return how many of the questions asked were calibrated on."""
+    if "calibration.txt" not in task.inputs:
+        return 0
+    data = task.inputs[f"tasks/{told['name']}"].read_bytes()
+    items = drawn(read_choices(data, str(told["file"])), int(told["items"]), int(told["seed"]))
+    texts = [" ".join((item.question, item.choices[item.answer])) for item in items]
+    return sum(with_known_runs(task.inputs["calibration.txt"], texts))
