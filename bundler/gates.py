@@ -57,9 +57,7 @@ def check_gates(proof: Proof, gates: Gates, model: str) -> tuple[GateResult, ...
     """
     figures = measured_figures(proof)
     unmeasured = [
-        _unmeasured(gate, model, proof)
-        for gate in _limits(gates)
-        if figures.get(gate) is None
+        _unmeasured(gate, model, proof) for gate in _limits(gates) if figures.get(gate) is None
     ]
     if unmeasured:
         raise ProofFailed(unmeasured)

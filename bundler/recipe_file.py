@@ -299,8 +299,10 @@ def _path_problems(recipe: Recipe, places: Mapping[KeyPath, Place], name: str) -
         *((("corpora", key, "source"), corpus.source) for key, corpus in recipe.corpora.items()),
         (("verify", "heldout"), recipe.verify.heldout),
         (("verify", "calibration"), recipe.verify.calibration),
-        *((("verify", "tasks", key, "source"), task.source)
-          for key, task in recipe.verify.tasks.items()),
+        *(
+            (("verify", "tasks", key, "source"), task.source)
+            for key, task in recipe.verify.tasks.items()
+        ),
     ]
     for path, reference in references:
         if reference is None or reference.source != "path":

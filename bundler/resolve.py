@@ -123,7 +123,9 @@ def resolve(recipe: Recipe, plugins: Plugins, world: World, *, created: int) -> 
         for name, corpus in recipe.corpora.items()
     }
     texts = {
-        name: attempt(f"verify.{name}", partial(_ask_text, name, reference, plugins, world), reference)
+        name: attempt(
+            f"verify.{name}", partial(_ask_text, name, reference, plugins, world), reference
+        )
         for name, reference in _texts(recipe).items()
     }
     runtimes = {
@@ -168,9 +170,7 @@ def ask_source(reference: SourceReference, plugins: Plugins, world: World) -> Re
     return resolution
 
 
-def _ask_text(
-    name: str, reference: SourceReference, plugins: Plugins, world: World
-) -> Resolution:
+def _ask_text(name: str, reference: SourceReference, plugins: Plugins, world: World) -> Resolution:
     """Return what the reference of a text means; a file of questions is read, so that it is known
     to be one before hours of work.
     """

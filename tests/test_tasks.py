@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import re
 import runpy
 import shutil
 from pathlib import Path
@@ -17,6 +18,7 @@ from bundler.builtin.llamacpp.child import run_child
 from bundler.builtin.llamacpp.engine import LlamaCppEngine
 from bundler.builtin.llamacpp.leaks import with_known_runs
 from bundler.builtin.llamacpp.tasks.comparing import drawn_anew
+from bundler.builtin.llamacpp.tasks.likelihoods import _batches, _Cell
 from bundler.errors import ProofFailed, RecipeError, StepFailed, UnsafeInput
 from bundler.feedback.measurements import Known
 from bundler.gates import check_gates, gate_problems
@@ -510,10 +512,39 @@ def test_answers_are_those_of_one_answer_at_a_time(tmp_path, scoring):
     assert found["choices"] == [len(item.choices) for item in items]
 
 
+def test_a_question_with_more_answers_than_the_cache_holds_is_scored_all_the_same(tmp_path):
+    """26 answers of a hundred tokens: the memory for it does not grow with what a file asks."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    long = ChoiceItem(1, "ask", tuple(f"{one} {letters * 4}" for one in letters), 0)
+    file = file_of(tmp_path, [long, *some_items(3)])
+    expected = run_child(
+        "tests.task_jobs:one_by_one",
+        {"model": str(tiny_gguf(CALM)), "file": str(file), "scoring": "texts"},
+        environment={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert asked_of(tiny_gguf(CALM), file)["picks"] == expected["picks"]
+
+
+@given(st.lists(st.booleans(), max_size=60), st.integers(1, 9), st.integers(1, 5))
+def test_no_batch_keeps_more_logits_than_there_is_memory_for(wanted, most_cells, most_rows):
+    cells = [_Cell(0, n, 0, ((0, 0),) if one else ()) for n, one in enumerate(wanted)]
+    batches = list(_batches(cells, most_cells, most_rows))
+    assert [cell for batch in batches for cell in batch] == cells
+    for batch in batches:
+        assert len(batch) <= most_cells
+        assert sum(bool(cell.wanted) for cell in batch) <= most_rows
+
+
 def test_a_question_that_does_not_fit_the_context_is_named(tmp_path):
-    items = [*some_items(3), ChoiceItem(4, "x " * 600, ("a", "b"), 0)]
-    with pytest.raises(RecipeError, match=r"q.jsonl:4: a question has \d+ tokens; the model's"):
+    items = [*some_items(3), *(ChoiceItem(n, "x " * 600, ("a", "b"), 0) for n in range(4, 30))]
+    with pytest.raises(RecipeError) as caught:
         asked_of(tiny_gguf(CALM), file_of(tmp_path, items))
+    first, *_, last = caught.value.problems
+    assert first.where == "q.jsonl:4"
+    assert re.match(
+        r"a question has 2,\d+ tokens with its longest answer; .* holds 512", first.message
+    )
+    assert last.message == "6 more do not fit it either"
 
 
 def test_a_model_that_gives_no_numbers_is_said_to_be_broken(tmp_path):

@@ -249,38 +249,24 @@ class Context:
 
     def decode_each(self, given: Sequence[tuple[int, int, int]]) -> None:
         """Feed one token to each of several sequences: (token, position, sequence); keep all logits."""
+        self.decode_cells([(*one, True) for one in given])
+
+    def decode_cells(self, given: Sequence[tuple[int, int, int, bool]]) -> None:
+        """Feed at most `batch_tokens` tokens: (token, position, sequence, whether logits are kept)."""
         batch = self._batch
         batch.n_tokens = len(given)
-        for index, (token, position, sequence) in enumerate(given):
+        for index, (token, position, sequence, keep) in enumerate(given):
             batch.token[index] = token
             batch.pos[index] = position
             batch.n_seq_id[index] = 1
             batch.seq_id[index][0] = sequence
-            batch.logits[index] = True
+            batch.logits[index] = keep
         self._run(len(given))
 
     def share(self, sequence: int, other: int) -> None:
         """Let another sequence begin with all that one holds so far."""
         library = native.llama()
-        library.llama_memory_seq_cp(
-            library.llama_get_memory(self.pointer), sequence, other, -1, -1
-        )
-
-    def decode_rows(self, rows: Sequence[tuple[int, int, Sequence[int], int]]) -> None:
-        """Feed several texts, together at most `batch_tokens`: (sequence, position of the first token,
-        tokens, of how many of the last ones logits are kept).
-        """
-        batch, index = self._batch, 0
-        for sequence, start, tokens, keeps in rows:
-            for number, token in enumerate(tokens):
-                batch.token[index] = token
-                batch.pos[index] = start + number
-                batch.n_seq_id[index] = 1
-                batch.seq_id[index][0] = sequence
-                batch.logits[index] = number >= len(tokens) - keeps
-                index += 1
-        batch.n_tokens = index
-        self._run(index)
+        library.llama_memory_seq_cp(library.llama_get_memory(self.pointer), sequence, other, -1, -1)
 
     def _run(self, count: int) -> None:
         code = native.llama().llama_decode(self.pointer, self._batch)

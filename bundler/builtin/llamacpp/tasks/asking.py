@@ -14,14 +14,15 @@ from bundler.builtin.llamacpp.session import (
     require_placement,
 )
 from bundler.builtin.llamacpp.tasks.likelihoods import Question, encoded, log_likelihoods
-from bundler.errors import RecipeError
+from bundler.errors import Problem, RecipeError
 from bundler.tasks.items import ChoiceItem, asked_letters, asked_texts, drawn
 from bundler.tasks.reading import read_choices
 
 BATCH_TOKENS = 2048
 AT_ONCE = 32
-"""Rows of a batch: a CPU is busy with fewer, and each more takes memory for its logits."""
+"""Answers that are decoded side by side."""
 _QUESTIONS_AT_ONCE = 16
+_SHOWN_PROBLEMS = 20
 
 
 def choose_job(arguments: Mapping[str, Any], report: Any) -> dict[str, Any]:
@@ -47,16 +48,19 @@ def choose_job(arguments: Mapping[str, Any], report: Any) -> dict[str, Any]:
             require_placement(model, layers)
         asked = [_question(model, item, arguments) for item in items]
         _require_room(asked, items, path, room)
-        batch = max(BATCH_TOKENS, *(question.cells for question in asked))
+        longest = max(len(whole) for question in asked for whole, _ in question.answers)
+        cells = max(BATCH_TOKENS, longest)
         with open_context(
-            model, context_tokens=batch, batch_tokens=batch, sequences=AT_ONCE, kv_unified=True,
+            model, context_tokens=cells, batch_tokens=BATCH_TOKENS, sequences=AT_ONCE, kv_unified=True,
             kv_cache=str(arguments["kv_cache"]),
             flash_attention="auto" if arguments["kv_cache"] == "f16" else "on",
         ) as context:  # fmt: skip
             picks: list[int] = []
             for first in range(0, len(items), _QUESTIONS_AT_ONCE):
                 some = slice(first, first + _QUESTIONS_AT_ONCE)
-                scores = log_likelihoods(context, asked[some], AT_ONCE)
+                scores = log_likelihoods(
+                    context, asked[some], most_sequences=AT_ONCE, most_cells=cells
+                )
                 picks += _picked(items[some], scores, str(arguments["scoring"]))
                 report(len(picks), len(items), "questions")
     return {"picks": picks, "answers": [item.answer for item in items],
@@ -74,16 +78,23 @@ def _question(model: Model, item: ChoiceItem, arguments: Mapping[str, Any]) -> Q
 def _require_room(
     asked: Sequence[Question], items: Sequence[ChoiceItem], path: str, room: int
 ) -> None:
-    """Raise RecipeError where a question with its answer does not fit the model's context."""
+    """Raise RecipeError where questions with their answers do not fit the model's context."""
     lengths = [max(len(whole) for whole, _ in question.answers) for question in asked]
-    longest = max(lengths)
-    if longest > room:
-        item = items[lengths.index(longest)]
-        raise RecipeError(
-            f"a question has {longest} tokens; the model's context holds {room}",
+    problems = [
+        Problem(
+            f"a question has {length:,} tokens with its longest answer; the model's context holds "
+            f"{room:,}",
             where=f"{path}:{item.row}",
             hint="leave that question out, or give the model more context_tokens",
         )
+        for item, length in zip(items, lengths, strict=True)
+        if length > room
+    ]
+    if len(problems) > _SHOWN_PROBLEMS:
+        more = len(problems) - _SHOWN_PROBLEMS
+        problems[_SHOWN_PROBLEMS:] = [Problem(f"{more:,} more do not fit it either", where=path)]
+    if problems:
+        raise RecipeError(problems)
 
 
 def _picked(

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, chain, islice
 
 import numpy as np
 import numpy.typing as npt
 
-from bundler.builtin.llamacpp.divergence import log_softmax
+from bundler.builtin.llamacpp.divergence import ROWS, log_softmax
 from bundler.builtin.llamacpp.session import Context, Model
 from bundler.errors import StepFailed
 
+_MOST_LOGITS_BYTES = 128 << 20
+"""What is kept of one batch: 220 rows of 152k words. More tokens are scored in several batches."""
 Encoded = tuple[list[int], int]
 """Tokens of a question with one answer, and how many of them are the question's."""
 
@@ -54,89 +57,125 @@ class Question:
 
 
 def log_likelihoods(
-    context: Context, questions: Sequence[Question], most_sequences: int
+    context: Context, questions: Sequence[Question], *, most_sequences: int, most_cells: int
 ) -> Iterator[list[float]]:
     """Yield for each question the natural logarithm of each answer's probability.
 
-    As many questions go together as the batch's tokens and `most_sequences` allow.
+    As many questions go together as `most_sequences` and the cache's `most_cells` allow; the answers
+    of one that is too large for it are scored one after the other.
 
     Raises:
         StepFailed: the model's logits are not finite.
     """
-    for group in _groups(questions, context.batch_tokens, most_sequences):
-        yield from _read(context, group)
+    parts = [_parts(question, most_cells) for question in questions]
+    scores = chain.from_iterable(
+        _read(context, group)
+        for group in _groups(list(chain.from_iterable(parts)), most_cells, most_sequences)
+    )
+    for some in parts:
+        yield list(chain.from_iterable(islice(scores, len(some))))
+
+
+def _parts(question: Question, most_cells: int) -> list[Question]:
+    if question.cells <= most_cells:
+        return [question]
+    return [Question((one,)) for one in question.answers]
 
 
 def _groups(
-    questions: Sequence[Question], most_tokens: int, most_sequences: int
+    questions: Sequence[Question], most_cells: int, most_sequences: int
 ) -> Iterator[list[Question]]:
     group: list[Question] = []
-    tokens = sequences = 0
+    cells = sequences = 0
     for question in questions:
-        tokens += question.cells
+        cells += question.cells
         sequences += len(question.answers)
-        if group and (tokens > most_tokens or sequences > most_sequences):
+        if group and (cells > most_cells or sequences > most_sequences):
             yield group
-            group, tokens, sequences = [], question.cells, len(question.answers)
+            group, cells, sequences = [], question.cells, len(question.answers)
         group.append(question)
     if group:
         yield group
 
 
+@dataclass(frozen=True, slots=True)
+class _Cell:
+    """One token that is fed, and what is to be read from its logits."""
+
+    token: int
+    position: int
+    sequence: int
+    wanted: tuple[tuple[int, int], ...]
+    """(sequence of an answer, its next token): its log-probability counts for that answer."""
+
+
 def _read(context: Context, group: Sequence[Question]) -> list[list[float]]:
     """Decode one group: first what the answers share, then how each goes on."""
     context.clear()
-    shared, firsts = [], []
-    sequence = 0
-    for question in group:
-        # Of what is shared, answers begin where the question ends: from there logits are kept.
-        start = min(cut for _, cut in question.answers) - 1
-        common = question.answers[0][0][: question.common]
-        keeps = max(0, len(common) - start)
-        shared.append((sequence, common, keeps))
-        firsts.append(sequence)
-        sequence += len(question.answers)
-    heads = _decoded(context, [(first, 0, common, keeps) for first, common, keeps in shared])
-    tails = []
-    for question, first in zip(group, firsts, strict=True):
-        common_tokens = question.common
-        for number, (whole, _) in enumerate(question.answers):
-            if number:
-                context.share(first, first + number)
-            tail = whole[common_tokens:-1]
-            tails.append((first + number, common_tokens, tail, len(tail)))
-    rest = _decoded(context, tails)
-    found = []
-    for question, first, head in zip(group, firsts, heads, strict=True):
-        found.append([
-            _sum(whole[cut:], np.concatenate([head, rest[first + number]])[-len(whole[cut:]) :])
+    firsts = [0, *accumulate(len(question.answers) for question in group)]
+    scores = [0.0] * firsts[-1]
+    asked = list(zip(group, firsts, strict=False))
+    _add(context, [cell for one, first in asked for cell in _heads(one, first)], scores)
+    for question, first in asked:
+        for number in range(1, len(question.answers)):
+            context.share(first, first + number)
+    _add(context, [cell for one, first in asked for cell in _tails(one, first)], scores)
+    return [scores[first : first + len(question.answers)] for question, first in asked]
+
+
+def _heads(question: Question, first: int) -> Iterator[_Cell]:
+    """Yield what all answers begin with; of each answer's own tokens the first may follow it."""
+    tokens = question.answers[0][0]
+    for place in range(question.common):
+        wanted = tuple(
+            (first + number, whole[place + 1])
             for number, (whole, cut) in enumerate(question.answers)
-        ])  # fmt: skip
-    return found
+            if place + 1 >= cut
+        )
+        yield _Cell(tokens[place], place, first, wanted)
 
 
-def _decoded(
-    context: Context, rows: Sequence[tuple[int, int, Sequence[int], int]]
-) -> list[npt.NDArray[np.float32]]:
-    """Feed texts as one batch; return of each the last logits, as many as stand beside it."""
-    fed = [row for row in rows if row[2]]
-    logits = np.empty((0, context.model.vocabulary), np.float32)
-    if fed:
-        context.decode_rows(fed)
-        logits = context.logits(sum(keeps for *_, keeps in fed))
+def _tails(question: Question, first: int) -> Iterator[_Cell]:
+    common = question.common
+    for number, (whole, cut) in enumerate(question.answers, first):
+        for place in range(common, len(whole) - 1):
+            wanted = ((number, whole[place + 1]),) if place + 1 >= cut else ()
+            yield _Cell(whole[place], place, number, wanted)
+
+
+def _add(context: Context, cells: Sequence[_Cell], scores: list[float]) -> None:
+    """Feed cells, and add what is read to the score of each answer."""
+    most_rows = max(1, _MOST_LOGITS_BYTES // (4 * context.model.vocabulary))
+    for some in _batches(cells, context.batch_tokens, most_rows):
+        context.decode_cells([(c.token, c.position, c.sequence, bool(c.wanted)) for c in some])
+        kept = [cell for cell in some if cell.wanted]
+        if not kept:
+            continue
+        logits = context.logits(len(kept))
+        for first in range(0, len(kept), ROWS):
+            likely = log_softmax(_finite(logits[first : first + ROWS]))
+            for row, cell in zip(likely, kept[first : first + ROWS], strict=True):
+                for sequence, token in cell.wanted:
+                    scores[sequence] += float(row[token])
+
+
+def _batches(cells: Sequence[_Cell], most_cells: int, most_rows: int) -> Iterator[list[_Cell]]:
+    batch: list[_Cell] = []
+    rows = 0
+    for cell in cells:
+        if batch and (len(batch) == most_cells or rows + bool(cell.wanted) > most_rows):
+            yield batch
+            batch, rows = [], 0
+        batch.append(cell)
+        rows += bool(cell.wanted)
+    if batch:
+        yield batch
+
+
+def _finite(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     if not np.isfinite(logits).all():
         raise StepFailed(
             "its logits are not finite while it answers questions: it overflows or is damaged",
             hint="choose another quantization, or check the published weights",
         )
-    found, start = [], 0
-    for *_, tokens, keeps in rows:
-        count = keeps if tokens else 0
-        found.append(logits[start : start + count].copy())
-        start += count
-    return found
-
-
-def _sum(tokens: Sequence[int], logits: npt.NDArray[np.float32]) -> float:
-    likely = log_softmax(logits)
-    return float(likely[np.arange(len(tokens)), list(tokens)].sum())
+    return logits
