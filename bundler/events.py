@@ -17,12 +17,14 @@ class StepStarted:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a step is: `done` of `total` (None while unknown) in `unit`. Never goes backwards."""
+    """How far a step is: `done` of `total` (None while unknown) in `unit`. Never goes backwards but to begin
+    with another total or unit.
+    """
 
     step: str
     done: float
     total: float | None
-    unit: Literal["bytes", "tokens", "articles", "tensors", "files"] = "bytes"
+    unit: Literal["bytes", "tokens", "articles", "tensors", "files", "questions"] = "bytes"
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,14 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from bundler.beside import all_beside, all_locked_beside, lock_beside
-from bundler.errors import (
-    BundlerError,
-    LockError,
-    PassingFault,
-    Problem,
-    SourceError,
-    UnsafeInput,
-)
+from bundler.errors import BundlerError, LockError, PassingFault, Problem, SourceError
 from bundler.events import Note, StepFinished, StepStarted
 from bundler.feedback.measurements import learned
 from bundler.lock import Lock, LockedFile, LockedModel, Measurement, Resolution
@@ -29,7 +22,7 @@ from bundler.plugins import Plugins
 from bundler.recipe import ModelRequest, Recipe, SourceReference
 from bundler.store import write_durably
 from bundler.tasks.asked import PREFIX, only_file
-from bundler.tasks.reading import MOST_FILE_BYTES, read_choices
+from bundler.tasks.slips import require_questions
 from bundler.value import digest, format_size, pretty_json
 from bundler.world import World
 
@@ -124,7 +117,7 @@ def resolve(recipe: Recipe, plugins: Plugins, world: World, *, created: int) -> 
     }
     texts = {
         name: attempt(
-            f"verify.{name}", partial(_ask_text, name, reference, plugins, world), reference
+            f"verify.{name}", partial(_ask_text, name, reference, recipe, plugins, world), reference
         )
         for name, reference in _texts(recipe).items()
     }
@@ -170,7 +163,9 @@ def ask_source(reference: SourceReference, plugins: Plugins, world: World) -> Re
     return resolution
 
 
-def _ask_text(name: str, reference: SourceReference, plugins: Plugins, world: World) -> Resolution:
+def _ask_text(
+    name: str, reference: SourceReference, recipe: Recipe, plugins: Plugins, world: World
+) -> Resolution:
     """Return what the reference of a text means; a file of questions is read, so that it is known
     to be one before hours of work.
     """
@@ -178,11 +173,11 @@ def _ask_text(name: str, reference: SourceReference, plugins: Plugins, world: Wo
 
     found = ask_source(reference, plugins, world)
     if name.startswith(PREFIX):
-        file = only_file(found, f"verify.{name}")
-        if file.size_bytes > MOST_FILE_BYTES:
-            raise UnsafeInput(f"is larger than {MOST_FILE_BYTES >> 20} MiB", where=file.path)
         source = plugins.sources[reference.source]
-        read_choices(read_range(source, file, 0, file.size_bytes, world), file.path)
+        require_questions(
+            recipe, name.removeprefix(PREFIX), only_file(found, f"verify.{name}"),
+            lambda file: read_range(source, file, 0, file.size_bytes, world),
+        )  # fmt: skip
     return found
 
 

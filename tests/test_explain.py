@@ -10,7 +10,7 @@ import shutil
 import subprocess
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 from xml.etree import ElementTree
 
 import pytest
@@ -49,8 +49,17 @@ MODELS = st.dictionaries(
 WEIGHTS = st.fixed_dictionaries(dict.fromkeys(("ada", "bob", "cyd"), st.integers(100, 5000)))
 
 
+class Explained(NamedTuple):
+    case: Case
+    found: Explanation
+
+    def __repr__(self) -> str:
+        # Whole, it has tens of thousands of characters, which hypothesis warns of.
+        return f"Explained(limits={self.case.decision.limits}, found={self.found.more})"
+
+
 @st.composite
-def explained_cases(draw: Any) -> tuple[Case, Explanation]:
+def explained_cases(draw: Any) -> Explained:
     case = toy_case(
         recipe_of(draw(MODELS)), draw(WEIGHTS), vram_mib=draw(st.integers(100, 9000)),
         disk_mib=draw(st.none() | st.integers(100, 9000)),
@@ -58,12 +67,12 @@ def explained_cases(draw: Any) -> tuple[Case, Explanation]:
     found = explain(case, {"": toy_target(1)})
     assume(found is not None)
     assert found is not None
-    return case, found
+    return Explained(case, found)
 
 
 @settings(max_examples=40, deadline=None)
 @given(explained_cases())
-def test_more_of_a_limit_never_buys_less(explained: tuple[Case, Explanation]):
+def test_more_of_a_limit_never_buys_less(explained: Explained):
     found = explained[1]
     by_limit: dict[str, list[values.More]] = {}
     for more in found.more:
@@ -79,7 +88,7 @@ def test_more_of_a_limit_never_buys_less(explained: tuple[Case, Explanation]):
 
 @settings(max_examples=40, deadline=None)
 @given(explained_cases())
-def test_what_more_buys_is_what_a_larger_limit_gives(explained: tuple[Case, Explanation]):
+def test_what_more_buys_is_what_a_larger_limit_gives(explained: Explained):
     case, found = explained
     plan = settle(case.decision)
     assert plan is not None
@@ -101,7 +110,7 @@ def test_what_more_buys_is_what_a_larger_limit_gives(explained: tuple[Case, Expl
 @settings(max_examples=40, deadline=None)
 @given(explained_cases())
 def test_a_runner_up_misses_what_it_is_said_to_miss_and_costs_what_it_is_said_to_cost(
-    explained: tuple[Case, Explanation],
+    explained: Explained,
 ):
     case, found = explained
     plan = settle(case.decision)
@@ -127,7 +136,7 @@ def test_a_runner_up_misses_what_it_is_said_to_miss_and_costs_what_it_is_said_to
 
 @settings(max_examples=40, deadline=None)
 @given(explained_cases())
-def test_what_is_given_up_gains_what_it_is_said_to_gain(explained: tuple[Case, Explanation]):
+def test_what_is_given_up_gains_what_it_is_said_to_gain(explained: Explained):
     case, found = explained
     plan = settle(case.decision)
     assert plan is not None
@@ -148,7 +157,7 @@ def test_what_is_given_up_gains_what_it_is_said_to_gain(explained: tuple[Case, E
 
 @settings(max_examples=30, deadline=None)
 @given(explained_cases())
-def test_steps_are_between_real_offers_and_cost_bytes(explained: tuple[Case, Explanation]):
+def test_steps_are_between_real_offers_and_cost_bytes(explained: Explained):
     for model in explained[1].tiers[0].models:
         for step in (model.last_step, model.next_step):
             if step is not None:
@@ -160,7 +169,7 @@ def test_steps_are_between_real_offers_and_cost_bytes(explained: tuple[Case, Exp
 
 @settings(max_examples=30, deadline=None)
 @given(explained_cases(), st.integers(40, 160))
-def test_no_line_is_wider_than_the_screen(explained: tuple[Case, Explanation], columns: int):
+def test_no_line_is_wider_than_the_screen(explained: Explained, columns: int):
     words = [word for _, line in in_lines(explained[1], columns) for word in line.split()]
     longest = max(len(word) for word in words) + 6
     assert all(len(line) <= max(columns, longest) for _, line in in_lines(explained[1], columns))

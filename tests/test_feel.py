@@ -270,7 +270,7 @@ def test_what_was_locked_is_said_in_words(tmp_path):
     path = changed(tmp_path, "tokens = 2048", "tokens = 2048")
     path.with_suffix(".lock").unlink()
     first = bundler("lock", path, "--store", tmp_path / "store").stderr.splitlines()
-    assert first[-1].startswith("locked 1 model, 1 corpus, 2 texts for proofs, 1 runtime; ")
+    assert first[-1].startswith("locked 1 model, 1 corpus, 3 texts for proofs, 1 runtime; ")
     assert first[-1].endswith(str(path.with_suffix(".lock")))
     assert not [line for line in first if line.endswith("…")] or len(first) > 6
     again = bundler("lock", path, "--store", tmp_path / "store").stderr.splitlines()

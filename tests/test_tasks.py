@@ -420,6 +420,7 @@ def test_a_proof_is_told_its_tasks_and_gets_their_files(example):
         ("x.csv", "a,b\n", 2, "x.csv:1: verify.tasks.glosses.source: has wrong columns"),
         ("x.jsonl", line(answer=7), 2, "its answer 7 is outside the choices"),
         ("x.csv", "é".encode("latin-1"), 8, "is not UTF-8"),
+        ("x.jsonl", line() + "\n", 2, "has 1 questions, which cannot show so small a loss"),
     ],
 )
 def test_a_file_that_is_none_is_said_when_the_lock_is_made(tmp_path, name, data, code, said):
@@ -434,6 +435,31 @@ def test_a_file_that_is_none_is_said_when_the_lock_is_made(tmp_path, name, data,
     done = bundler("lock", recipe, "--store", source / "store")
     assert done.returncode == code
     assert said in " ".join((done.stdout + done.stderr).split())
+
+
+def test_a_model_that_loses_too_much_is_not_built_and_what_it_takes_is_said(tmp_path):
+    source = quickstart().parents[1]
+    for folder in ("recipes", "examples"):
+        shutil.copytree(source / folder, tmp_path / folder)
+    recipe = tmp_path / "recipes/quickstart.toml"
+    changed = recipe.read_text()
+    for old, new in (
+        ('["Q8_0", "Q6_K", "Q4_K_M"]', '["Q4_K_M"]'), ("glosses = 0.05", "glosses = 0.0126"),
+        ("max_kld_mean = 0.02", "max_kld_mean = 9"), ("min_top1 = 0.9", "min_top1 = 0.1"),
+        ("long_tokens = 1500", "long_tokens = 0"), ("tokens = 2048", "tokens = 512"),
+    ):  # fmt: skip
+        assert old in changed
+        changed = changed.replace(old, new)
+    recipe.write_text(changed)
+    words = (recipe, "--store", source / "store")
+    assert bundler("lock", *words).returncode == 0
+    done = bundler("build", *words, "--output", tmp_path / "out")
+    said = " ".join((done.stdout + done.stderr).split())
+    assert done.returncode == 9, said
+    assert "max_loss.glosses: measured" in said
+    assert "the recipe's limit is 0.0126" in said
+    assert "of 215 right, the unquantized model" in said
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_examples_questions_are_what_their_script_writes():
@@ -556,13 +582,14 @@ def test_a_model_that_gives_no_numbers_is_said_to_be_broken(tmp_path):
         asked_of(broken, file_of(tmp_path, some_items(3)))
 
 
-def proved(folder, inputs, told, **parameters):
+def proved(folder, inputs, told, seen=None, **parameters):
     output, kept = folder / "output", folder / "kept"
-    output.mkdir(parents=True)
-    kept.mkdir()
+    output.mkdir(parents=True, exist_ok=True)
+    kept.mkdir(exist_ok=True)
     world = World(store=Store(folder / "store"), environment=os.environ)
     given = {"context_tokens": 512, "tokens": 512, "gpu_layers": 0, "tasks": told} | parameters
-    task = Task("prove", inputs, given, output, lambda *_: None, world, kept)
+    said = [] if seen is None else seen
+    task = Task("prove", inputs, given, output, lambda *one: said.append(one), world, kept)
     return Proof.model_validate(LlamaCppEngine().run(task))
 
 
@@ -598,6 +625,26 @@ def test_a_proof_has_both_models_answers_to_the_same_questions(tmp_path):
     (task,) = other.tasks
     assert task.items == 30
     assert task.model_right - task.control_right == task.gained - task.lost
+
+
+def test_a_proof_that_is_cut_off_asks_only_what_was_not_answered(tmp_path):
+    reference = tiny_gguf(CALM)
+    inputs = {"model.gguf": quantized(reference, "Q8_0"), "reference.gguf": reference,
+              "heldout.txt": text_file(), "tasks/letters": file_of(tmp_path, some_items(40))}  # fmt: skip
+    first, again = [], []
+    whole = proved(tmp_path / "one", inputs, told_of(), first)
+    counted = [done for done, _, unit in first if unit == "questions"]
+    assert counted == [16, 30, 46, 60]  # of both models, one after the other
+    kept = tmp_path / "one/kept"
+    (of_control,) = (
+        path for path in kept.iterdir()
+        if path.suffix == ".json" and path.stat().st_mtime_ns
+        == max(p.stat().st_mtime_ns for p in kept.glob("*.json"))
+    )  # fmt: skip
+    of_control.unlink()
+    after = proved(tmp_path / "one", inputs, told_of(), again)
+    assert [done for done, _, unit in again if unit == "questions"] == [46, 60]
+    assert after.tasks == whole.tasks
 
 
 def test_without_the_unquantized_model_tasks_are_left_out_and_it_is_said(tmp_path):

@@ -1,12 +1,17 @@
-"""What is wrong with the tasks of a recipe that no single value of it can know. Pure."""
+"""What is wrong with the tasks of a recipe that no single value of it can know. Pure but for the reader
+of files that it is given.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from bundler.errors import Problem, RecipeError, UnsafeInput
+from bundler.lock import LockedFile
 from bundler.recipe import Recipe
 from bundler.tasks.evidence import least_items
+from bundler.tasks.reading import MOST_FILE_BYTES, read_choices
 
 _ANSWERING = ("chat", "code")
 
@@ -53,3 +58,31 @@ def task_slips(recipe: Recipe, near: Callable[[str, list[str]], str]) -> Iterato
                     f"set verify.tasks.{name}.items to {least_items(limit)} at least, or raise the "
                     "limit",
                 )
+
+
+def require_questions(
+    recipe: Recipe, task: str, file: LockedFile, read: Callable[[LockedFile], bytes]
+) -> None:
+    """Read a task's file, and hold the recipe's limits against how many questions it has.
+
+    Raises:
+        RecipeError: it is no file of questions, or has too few to show a limit that the recipe sets.
+        UnsafeInput: it is too large, or no text.
+    """
+    if file.size_bytes > MOST_FILE_BYTES:
+        raise UnsafeInput(f"is larger than {MOST_FILE_BYTES >> 20} MiB", where=file.path)
+    there = len(read_choices(read(file), file.path))
+    problems = [
+        Problem(
+            f"the file has {there:,} questions, which cannot show so small a loss: not even equal "
+            "answers would pass",
+            where=file.path,
+            hint=f"it takes a file of {least_items(limit):,} questions at least, or a larger limit",
+            key=f"models.{model}.gates.max_loss.{task}",
+        )
+        for model, request in recipe.models.items()
+        for name, limit in request.gates.max_loss.items()
+        if name == task and there < least_items(limit)
+    ]
+    if problems:
+        raise RecipeError(problems)

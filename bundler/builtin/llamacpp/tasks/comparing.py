@@ -13,7 +13,7 @@ from bundler.hookspecs import Task
 from bundler.proof import TaskResult
 from bundler.store import hash_file
 from bundler.tasks.evidence import loss_at_most, mcnemar_p
-from bundler.tasks.items import drawn
+from bundler.tasks.items import ChoiceItem, drawn
 from bundler.tasks.reading import read_choices
 
 _JOB = "bundler.builtin.llamacpp.tasks.asking:choose_job"
@@ -39,16 +39,41 @@ def task_results(
     if asked and "reference.gguf" not in task.inputs:
         notes.append("tasks were not asked: there is no unquantized model to compare with")
         return ()
-    return tuple(_result(task, told, parameters, notes, adapters, gpu=gpu) for told in asked)
+    items = [_items(task, told) for told in asked]
+    counter = _Counter(task, 2 * sum(map(len, items)))
+    return tuple(
+        _result(task, told, some, parameters, notes, adapters, counter, gpu=gpu)
+        for told, some in zip(asked, items, strict=True)
+    )
+
+
+class _Counter:
+    """Counts the questions of all children of a proof as one."""
+
+    def __init__(self, task: Task, total: int) -> None:
+        self._task, self._total, self._before = task, total, 0
+
+    def progress(self, done: float, *_: Any) -> None:
+        """Say how far the child at work is."""
+        self._task.progress(self._before + done, self._total, "questions")
+
+    def finished(self, count: int) -> None:
+        """Go on from where a child ended, or had ended before this step was cut off."""
+        self._before += count
+
+
+def _items(task: Task, told: Mapping[str, Any]) -> tuple[ChoiceItem, ...]:
+    data = task.inputs[f"tasks/{told['name']}"].read_bytes()
+    return drawn(read_choices(data, str(told["file"])), int(told["items"]), int(told["seed"]))
 
 
 def _result(
-    task: Task, told: Mapping[str, Any], parameters: Mapping[str, Any], notes: list[str],
-    adapters: Sequence[tuple[str, float]], *, gpu: bool,
+    task: Task, told: Mapping[str, Any], asked: Sequence[ChoiceItem], parameters: Mapping[str, Any],
+    notes: list[str], adapters: Sequence[tuple[str, float]], counter: _Counter, *, gpu: bool,
 ) -> TaskResult:  # fmt: skip
     name = str(told["name"])
     model, control = (
-        _chosen(task, told, parameters, adapters, side, kv_cache, gpu=gpu)
+        _chosen(task, told, parameters, adapters, counter, side, kv_cache, gpu=gpu)
         # The control keeps an F16 KV cache: what a quantized cache costs is part of the damage.
         for side, kv_cache in (
             ("model.gguf", str(parameters["kv_cache"])), ("reference.gguf", "f16"),
@@ -59,7 +84,7 @@ def _result(
     low, high = drawn_anew(lost, gained, items)
     chance = float(np.mean([1 / count for count in model["choices"]]))
     notes += _chance_note(name, its, chance)
-    leaked = _leaked(task, told)
+    leaked = _leaked(task, asked)
     if leaked:
         notes.append(
             f"leaked calibration text: {leaked} of the {items} questions of {name} have a run of "
@@ -76,7 +101,8 @@ def _result(
 
 def _chosen(
     task: Task, told: Mapping[str, Any], parameters: Mapping[str, Any],
-    adapters: Sequence[tuple[str, float]], side: str, kv_cache: str, *, gpu: bool,
+    adapters: Sequence[tuple[str, float]], counter: _Counter, side: str, kv_cache: str,
+    *, gpu: bool,
 ) -> dict[str, Any]:  # fmt: skip
     arguments = {
         "model": str(task.inputs[side]), "title": side,
@@ -86,7 +112,9 @@ def _chosen(
         "kv_cache": kv_cache, "gpu": gpu, "gpu_layers": parameters["gpu_layers"],
         "adapters": list(adapters),
     }  # fmt: skip
-    return dict(ask_once(task, _JOB, arguments, progress=task.progress))
+    found = dict(ask_once(task, _JOB, arguments, progress=counter.progress))
+    counter.finished(len(found["picks"]))
+    return found
 
 
 def _right(chosen: Mapping[str, Any]) -> np.ndarray[Any, np.dtype[np.bool_]]:
@@ -119,11 +147,9 @@ def _chance_note(
     ]
 
 
-def _leaked(task: Task, told: Mapping[str, Any]) -> int:
+def _leaked(task: Task, items: Sequence[ChoiceItem]) -> int:
     """Return how many of the questions asked were calibrated on."""
     if "calibration.txt" not in task.inputs:
         return 0
-    data = task.inputs[f"tasks/{told['name']}"].read_bytes()
-    items = drawn(read_choices(data, str(told["file"])), int(told["items"]), int(told["seed"]))
     texts = [" ".join((item.question, item.choices[item.answer])) for item in items]
     return sum(with_known_runs(task.inputs["calibration.txt"], texts))
