@@ -20,6 +20,7 @@ from bundler.builtin.llamacpp.leaks import with_known_runs
 from bundler.builtin.llamacpp.tasks.comparing import drawn_anew
 from bundler.builtin.llamacpp.tasks.likelihoods import _batches, _Cell
 from bundler.errors import ProofFailed, RecipeError, StepFailed, UnsafeInput
+from bundler.execute import _progress
 from bundler.feedback.measurements import Known
 from bundler.gates import check_gates, gate_problems
 from bundler.hookspecs import Task
@@ -42,6 +43,8 @@ from bundler.tasks.items import ChoiceItem, asked_letters, asked_texts, drawn
 from bundler.tasks.reading import MOST_FILE_BYTES, MOST_LINE_BYTES, read_choices
 from bundler.world import World
 from tests.demo import bundler, quickstart
+from tests.fake_build import RECIPE as FAKE_RECIPE
+from tests.fake_build import fakes, run
 from tests.models import (
     Shape,
     job,
@@ -296,7 +299,7 @@ def test_proofs_and_gates_without_tasks_are_written_as_they_always_were():
 
 
 def test_enough_questions_need_no_further_words():
-    assert "takes about" not in detail_of(result(items=400), 0.02)
+    assert "reliably" not in detail_of(result(items=400), 0.02)
 
 
 def measurement(asked, at_most):
@@ -437,29 +440,53 @@ def test_a_file_that_is_none_is_said_when_the_lock_is_made(tmp_path, name, data,
     assert said in " ".join((done.stdout + done.stderr).split())
 
 
-def test_a_model_that_loses_too_much_is_not_built_and_what_it_takes_is_said(tmp_path):
-    source = quickstart().parents[1]
-    for folder in ("recipes", "examples"):
-        shutil.copytree(source / folder, tmp_path / folder)
-    recipe = tmp_path / "recipes/quickstart.toml"
-    changed = recipe.read_text()
-    for old, new in (
-        ('["Q8_0", "Q6_K", "Q4_K_M"]', '["Q4_K_M"]'), ("glosses = 0.05", "glosses = 0.0126"),
-        ("max_kld_mean = 0.02", "max_kld_mean = 9"), ("min_top1 = 0.9", "min_top1 = 0.1"),
-        ("long_tokens = 1500", "long_tokens = 0"), ("tokens = 2048", "tokens = 512"),
+def fakes_with_questions(lost):
+    found = fakes()
+    found.source.files["questions"] = {"q.jsonl": (line() + "\n").encode() * 400}
+    found.engine.lost_by_quant = lost
+    return found
+
+
+ASKING = FAKE_RECIPE.replace("max_kld_mean = 0.5", "max_loss = { facts = 0.05 }") + (
+    '[verify.tasks.facts]\nkind = "choice"\nsource = "memory:questions"\n'
+)
+
+
+def test_a_model_that_loses_too_much_is_not_built_and_not_proved_twice(tmp_path):
+    plugin = fakes_with_questions({"half": 30, "tenth": 60})
+    with pytest.raises(ProofFailed, match=r"max_loss\.facts: measured 0\.099") as caught:
+        run(tmp_path, plugin, ASKING)
+    assert caught.value.exit_code == 9
+    assert "370 of 400 right, the unquantized model 400" in str(caught.value)
+    assert not (tmp_path / "dist/fake").exists()
+    plugin.engine.runs.clear()
+    with pytest.raises(ProofFailed, match=r"max_loss\.facts"):
+        run(tmp_path, plugin, ASKING)
+    assert plugin.engine.runs == []
+    # Other questions may go better: they are asked.
+    plugin.engine.lost_by_quant = {}
+    run(tmp_path, plugin, ASKING + "seed = 2\n")
+    assert plugin.engine.runs == ["prove"]
+
+
+def test_the_report_says_what_was_asked_and_what_it_shows(tmp_path):
+    run(tmp_path, fakes_with_questions({"half": 4}), ASKING)
+    report = (tmp_path / "dist/fake/report.html").read_text(encoding="utf-8")
+    said = " ".join(re.sub("<[^>]+>", " ", report).split())
+    assert "facts 400 99.0 % 100.0 % +1.0 %" in said
+    assert "4 answers were lost and 0 gained" in said
+    assert "max_loss.facts" in said
+    assert "396 of 400 right, the unquantized model 400" in said
+
+
+def test_a_step_counts_anew_where_another_part_of_it_begins(tmp_path):
+    told = []
+    count = _progress("prove", World(store=Store(tmp_path), report=told.append))
+    for done, total, unit in (
+        (4096, 4096, "tokens"), (8, 16, "questions"), (4, 16, "questions"), (16, 16, "questions"),
     ):  # fmt: skip
-        assert old in changed
-        changed = changed.replace(old, new)
-    recipe.write_text(changed)
-    words = (recipe, "--store", source / "store")
-    assert bundler("lock", *words).returncode == 0
-    done = bundler("build", *words, "--output", tmp_path / "out")
-    said = " ".join((done.stdout + done.stderr).split())
-    assert done.returncode == 9, said
-    assert "max_loss.glosses: measured" in said
-    assert "the recipe's limit is 0.0126" in said
-    assert "of 215 right, the unquantized model" in said
-    assert not (tmp_path / "out").exists()
+        count(done, total, unit)
+    assert [one.done for one in told] == [4096, 8, 8, 16]
 
 
 def test_the_examples_questions_are_what_their_script_writes():

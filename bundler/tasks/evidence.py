@@ -92,4 +92,4 @@ def detail_of(result: TaskResult, limit: float) -> str:
     needed = items_needed(result, limit)
     if needed <= result.items:
         return said
-    return f"{said}; a limit of {limit:g} takes about {needed:,} questions"
+    return f"{said}; to judge by a limit of {limit:g} reliably takes about {needed:,} questions"

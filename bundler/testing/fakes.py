@@ -19,6 +19,7 @@ from bundler.hookspecs import ByteStream, Task, hookimpl
 from bundler.lock import LockedFile, LockedModel, ModelFacts, Resolution, TensorFact
 from bundler.plan import Memory, Offer, Step, StepInput
 from bundler.recipe import ModelRequest, SourceReference
+from bundler.tasks.evidence import loss_at_most
 from bundler.value import canonical_json, digest
 from bundler.world import World
 
@@ -87,6 +88,8 @@ class FakeEngine:
         """Tokens per second that proofs measure; 1 where nothing is said."""
         self.peak_by_quant: dict[str, int] = {}
         """Peak memory that proofs measure; unknown where nothing is said."""
+        self.lost_by_quant: dict[str, int] = {}
+        """Answers lost of the questions of each task; none where nothing is said."""
 
     def tool(self) -> str:
         """Return a constant: this engine never changes."""
@@ -178,6 +181,20 @@ class FakeEngine:
                 "prompt_tokens": 1, "generated_tokens": 1, "repeats": 1, "load_seconds": 0.0,
             },
             "sample_prompt": "", "sample_text": "",
+            "tasks": [
+                self._answers(told, self.lost_by_quant.get(quant, 0))
+                for told in task.parameters.get("tasks", ())
+            ],
+        }  # fmt: skip
+
+    def _answers(self, told: Mapping[str, Any], lost: int) -> dict[str, Any]:
+        items = told["items"]
+        return {
+            "name": told["name"], "kind": told["kind"], "scoring": told["scoring"],
+            "file_sha256": "0" * 64, "items": items, "seed": told["seed"], "chance": 0.25,
+            "model_right": items - lost, "control_right": items, "lost": lost, "gained": 0,
+            "p_value": 1.0, "loss_low": lost / items, "loss_high": lost / items,
+            "loss_at_most": loss_at_most(lost, 0, items),
         }  # fmt: skip
 
 
