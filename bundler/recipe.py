@@ -294,16 +294,26 @@ class TaskRequest(Value):
     one, so that the proof tells what quantization cost on them.
     """
 
-    kind: Literal["choice"]
-    """`choice`: several answers to each question, one is right."""
+    kind: Literal["choice", "written"]
+    """`choice`: several answers to each question, one is right. `written`: the model writes an answer,
+    through its chat template, always taking the likeliest token, and it is held against the file's."""
     source: SourceReference
-    """One file: MMLU's CSV (`question,A,B,C,D,answer`) or JSON lines (`question`, `choices`, `answer`)."""
+    """One file: MMLU's CSV (`question,A,B,C,D,answer`) or JSON lines (`question`, `choices`, `answer`);
+    without choices where answers are written."""
     scoring: Literal["letters", "texts"] = "letters"
     """`letters`: the choices are listed and the likeliest letter is the answer, as for MMLU. `texts`:
     the choice whose own text is likeliest by its length is; for small models, which know no letters."""
     prompt: str = Field(default="", max_length=2000)
-    """With `scoring = "texts"`: the words before each choice, with `{question}` in them. ARC's when
-    absent."""
+    """With `scoring = "texts"`: the words before each choice, with `{question}` in them; ARC's when
+    absent. With `kind = "written"`: what is asked; the bare question when absent."""
+    match: Literal["exact", "regex"] = "exact"
+    """Written answers: `exact` when they are the file's but for blanks, upper case and a full stop at
+    the end; `regex` when the file's answer, a regular expression, is found in them."""
+    extract: str = Field(default="", max_length=1000)
+    """Written answers: a regular expression; the last that it finds (its group, if it has one) is the
+    answer. All that was written when absent."""
+    tokens: int = Field(default=128, ge=1, le=8192)
+    """Written answers: the most tokens of one."""
     items: int = Field(default=400, ge=1, le=100_000)
     """The most questions that are asked; more in the file are drawn from."""
     seed: int = Field(default=1, ge=0, le=2**31)
@@ -314,10 +324,29 @@ class TaskRequest(Value):
     @field_validator("prompt")
     @classmethod
     def _asks(cls, given: str, info: ValidationInfo) -> str:
-        if given and info.data.get("scoring") == "letters":
+        if given and info.data.get("kind") == "choice" and info.data.get("scoring") == "letters":
             raise ValueError("is for scoring = 'texts'; letters are asked for as MMLU does")
         if given and given.count("{question}") != 1:
             raise ValueError("must have {question} in it, once")
+        return given
+
+    @field_validator("scoring", "match", "extract", "tokens")
+    @classmethod
+    def _belongs(cls, given: str | int, info: ValidationInfo) -> str | int:
+        wanted = "choice" if info.field_name == "scoring" else "written"
+        if info.data.get("kind", wanted) != wanted:
+            raise ValueError(f"is for kind = {wanted!r}")
+        return given
+
+    @field_validator("extract")
+    @classmethod
+    def _finds(cls, given: str) -> str:
+        try:
+            groups = re.compile(given).groups
+        except (re.error, OverflowError, RecursionError) as error:
+            raise ValueError(f"is no regular expression: {error}") from error
+        if groups > 1:
+            raise ValueError("has several groups; write (?:…) for those that are not the answer")
         return given
 
 

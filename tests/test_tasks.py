@@ -39,8 +39,9 @@ from bundler.tasks.evidence import (
     loss_at_most,
     mcnemar_p,
 )
-from bundler.tasks.items import ChoiceItem, asked_letters, asked_texts, drawn
-from bundler.tasks.reading import MOST_FILE_BYTES, MOST_LINE_BYTES, read_choices
+from bundler.tasks.items import ChoiceItem, WrittenItem, asked_letters, asked_texts, drawn
+from bundler.tasks.judging import is_right
+from bundler.tasks.reading import MOST_FILE_BYTES, MOST_LINE_BYTES, read_choices, read_written
 from bundler.world import World
 from tests.demo import bundler, quickstart
 from tests.fake_build import RECIPE as FAKE_RECIPE
@@ -153,10 +154,61 @@ def test_all_bad_rows_are_said_at_once_up_to_twenty():
 @given(st.binary(max_size=300), st.sampled_from(["x.csv", "x.jsonl"]))
 def test_any_bytes_are_read_or_refused(data, path):
     try:
+        assert all(item.answers for item in read_written(data, path, patterns=True))
         items = read_choices(data, path)
     except (RecipeError, UnsafeInput):
         return
     assert all(0 <= item.answer < len(item.choices) for item in items)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "answers"),
+    [
+        ("x.csv", "question,answer\nq,42\n", ("42",)),
+        ("x.csv", 'q,"a, b"\n', ("a, b",)),
+        ("x.jsonl", '{"question": "q", "answer": 4}', ("4",)),
+        ("x.jsonl", '{"question": "q", "answer": ["four", 4]}', ("four", "4")),
+    ],
+)
+def test_answers_that_are_written_are_read(name, text, answers):
+    assert read_written(text.encode(), name) == (WrittenItem(1 + ("n,a" in text), "q", answers),)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        (
+            "x.csv",
+            "a,b,c\n1,2,3\n",
+            "x.csv:1: has wrong columns: a, b, c; missing: question, answer",
+        ),
+        ("x.jsonl", '{"question": "q"}', "x.jsonl:1: lacks answer"),
+        ("x.jsonl", '{"question": "q", "answer": []}', "neither a text, a number nor a list"),
+        ("x.jsonl", '{"question": "q", "answer": [" "]}', "neither a text, a number nor a list"),
+        ("x.jsonl", '{"question": "q", "answer": "(a"}', "is no regular expression"),
+        ("x.jsonl", json.dumps({"question": "q", "answer": "a" * 1001}), "more than 1,000 char"),
+    ],
+)
+def test_each_fault_of_a_written_answer_has_its_own_words(name, text, said):
+    with pytest.raises(RecipeError) as caught:
+        read_written(text.encode(), name, patterns=True)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("written", "right", "extract", "scoring"),
+    [
+        ("Paris", ("paris",), "", "exact"),
+        ("  Ko\u0308ln.\n", ("K\u00f6ln",), "", "exact"),
+        ("It is 3, no: 42", ("42", "forty-two"), r"\d+", "exact"),
+        ("So #### 42", ("42",), r"#### (\S+)", "exact"),
+        ("In Paris, I think", (r"\bParis\b",), "", "regex"),
+    ],
+)
+def test_right_answers_are_known(written, right, extract, scoring):
+    item = WrittenItem(1, "?", right)
+    assert is_right(written, item, scoring=scoring, extract=extract)
+    assert not is_right("no", item, scoring=scoring, extract=extract)
 
 
 # -- what is asked ---------------------------------------------------------------------------------
@@ -380,6 +432,10 @@ def test_too_few_questions_for_a_limit_are_said_before_anything_is_done():
         ('prompt = "x"\n', "is for scoring = 'texts'"),
         ('scoring = "texts"\nprompt = "x"\n', "must have {question} in it, once"),
         ('kind = "code"\n', "kind"),
+        ('match = "regex"\n', "is for kind = 'written'"),
+        ('kind = "written"\nscoring = "texts"\n', "is for kind = 'choice'"),
+        ('kind = "written"\nextract = "("\n', "is no regular expression"),
+        ('kind = "written"\nextract = "(a)(b)"\n', "has several groups"),
         ("items = 0\n", "items"),
     ],
 )
@@ -672,6 +728,56 @@ def test_a_proof_that_is_cut_off_asks_only_what_was_not_answered(tmp_path):
     after = proved(tmp_path / "one", inputs, told_of(), again)
     assert [done for done, _, unit in again if unit == "questions"] == [46, 60]
     assert after.tasks == whole.tasks
+
+
+def written_file(folder, answers):
+    path = folder / "w.jsonl"
+    lines = ({"question": f"ask {n}", "answer": one} for n, one in enumerate(answers))
+    path.write_text("".join(json.dumps(one) + "\n" for one in lines))
+    return path
+
+
+def write(file, model=None, **more):
+    given = {
+        "model": str(model or tiny_gguf(CALM)), "title": "model.gguf", "file": str(file),
+        "path": "w.jsonl", "items": 100, "seed": 1, "scoring": "exact", "prompt": "", "extract": "",
+        "tokens": 12, "context_tokens": 256, "parallel": 1, "kv_cache": "f16", "gpu": False,
+        "gpu_layers": 0, "adapters": [],
+    }  # fmt: skip
+    return job("tasks.writing:write_job", given | more)["right"]
+
+
+def test_what_a_model_writes_is_held_against_the_files_answers(tmp_path):
+    every = write(written_file(tmp_path, [r"(?s).*"] * 6), scoring="regex")
+    assert every == [True] * 6
+    nothing = write(written_file(tmp_path, [r"(?s)a\bb"] * 6), scoring="regex")
+    assert nothing == [False] * 6
+    some = written_file(tmp_path, [r"(?s)^.{3}", r"(?s)^.{500}"] * 3)
+    assert write(some, scoring="regex") == write(some, scoring="regex") == [True, False] * 3
+    assert write(some, scoring="regex", context_tokens=40) == [True, False] * 3  # one at a time
+
+
+def test_an_expression_that_never_ends_is_stopped_and_its_row_named(tmp_path):
+    endless = written_file(tmp_path, [r"(?s)^(?:(?:.+)+)+\Z(?<!.)"])
+    with pytest.raises(
+        RecipeError, match=r"w.jsonl:1: its regular expression.* took more than 5 s"
+    ):
+        write(endless, scoring="regex", tokens=64)
+
+
+def test_an_answer_that_may_not_fit_the_context_is_named_before_anything_is_written(tmp_path):
+    with pytest.raises(RecipeError, match=r"w.jsonl:1: a question has \d+ tokens with its longest"):
+        write(written_file(tmp_path, ["x"]), tokens=256)
+
+
+def test_a_proof_compares_what_both_write(tmp_path):
+    reference = tiny_gguf(CALM)
+    inputs = {"model.gguf": quantized(reference, "Q8_0"), "reference.gguf": reference,
+              "heldout.txt": text_file(), "tasks/w": written_file(tmp_path, [r"(?s).*"] * 5)}  # fmt: skip
+    told = {"name": "w", "kind": "written", "file": "w.jsonl", "scoring": "regex", "prompt": "",
+            "items": 4, "seed": 1, "extract": "", "tokens": 8}  # fmt: skip
+    (task,) = proved(tmp_path / "one", inputs, [told]).tasks
+    assert (task.items, task.model_right, task.control_right, task.chance) == (4, 4, 4, 0)
 
 
 def test_without_the_unquantized_model_tasks_are_left_out_and_it_is_said(tmp_path):

@@ -35,6 +35,8 @@ def asked_tasks(
             "name": name, "kind": request.kind, "file": file.path, "scoring": request.scoring,
             "prompt": request.prompt, "items": request.items, "seed": request.seed,
         }  # fmt: skip
+        if request.kind == "written":
+            told |= {"scoring": request.match, "extract": request.extract, "tokens": request.tokens}
         found[name] = told, FileInput(sha256=file.sha256, size_bytes=file.size_bytes)
     return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -21,7 +22,33 @@ class ChoiceItem:
     """Which of the choices is right, from 0."""
 
 
-def drawn(items: Sequence[ChoiceItem], most: int, seed: int) -> tuple[ChoiceItem, ...]:
+@dataclass(frozen=True, slots=True)
+class WrittenItem:
+    """A question, and what is a right answer to it."""
+
+    row: int
+    """Its line in the file, from 1."""
+    question: str
+    answers: tuple[str, ...]
+    """Texts, or regular expressions: each of them is right."""
+
+
+Item = ChoiceItem | WrittenItem
+_Item = TypeVar("_Item", ChoiceItem, WrittenItem, Item)
+
+
+def words_of(item: Item) -> str:
+    """Return a question with a right answer, as one text."""
+    right = item.choices[item.answer] if isinstance(item, ChoiceItem) else item.answers[0]
+    return f"{item.question} {right}"
+
+
+def chance_of(item: Item) -> float:
+    """Return how likely a guess is right; what is written freely cannot be guessed."""
+    return 1 / len(item.choices) if isinstance(item, ChoiceItem) else 0.0
+
+
+def drawn(items: Sequence[_Item], most: int, seed: int) -> tuple[_Item, ...]:
     """Return at most `most` items, in the file's order; which ones is decided by the seed alone.
 
     By digests rather than by a generator of random numbers, so that it is the same everywhere.
@@ -46,6 +73,11 @@ def asked_letters(item: ChoiceItem) -> tuple[str, tuple[str, ...]]:
     lines = [f"{letter}. {text}" for letter, text in zip(letters, item.choices, strict=True)]
     prompt = "\n".join([item.question.strip(), *lines, "Answer:"])
     return prompt, tuple(f" {letter}" for letter in letters)
+
+
+def asked_written(item: WrittenItem, prompt: str) -> str:
+    """Return what a model is asked to answer in its own words."""
+    return (prompt or "{question}").replace("{question}", item.question.strip())
 
 
 def asked_texts(item: ChoiceItem, prompt: str) -> tuple[str, tuple[str, ...]]:

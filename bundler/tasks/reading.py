@@ -10,12 +10,15 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from bundler.errors import Problem, RecipeError, UnsafeInput
-from bundler.tasks.items import LETTERS, ChoiceItem
+from bundler.tasks.items import LETTERS, ChoiceItem, Item, WrittenItem
 
 MOST_FILE_BYTES = 64 << 20
 """MMLU whole is 7 MB."""
@@ -24,6 +27,8 @@ MOST_LINE_BYTES = 1 << 17
 MOST_ROWS = 200_000
 _SHOWN_PROBLEMS = 20
 _MMLU = ("question", "a", "b", "c", "d", "answer")
+_QUESTION_ANSWER = ("question", "answer")
+_MOST_PATTERN_CHARACTERS = 1000
 _FORMATS = "CSV (.csv) or JSON lines (.jsonl)"
 
 
@@ -35,7 +40,44 @@ class _Wrong(Exception):
         self.message, self.hint = message, hint
 
 
+_Item = TypeVar("_Item", ChoiceItem, WrittenItem)
+_Rows = Iterator[tuple[int, _Item | _Wrong]]
+
+
+@dataclass(frozen=True)
+class _Form(Generic[_Item]):
+    """What a row must have, and how a question is made of it: (row, question, choices, answer)."""
+
+    columns: tuple[str, ...]
+    item: Callable[[int, Any, Any, Any], _Item | _Wrong]
+
+
+def read_questions(data: bytes, path: str, kind: str, scoring: str) -> tuple[Item, ...]:
+    """Return the questions of a task of this kind; as `read_choices` and `read_written`."""
+    if kind == "written":
+        return read_written(data, path, patterns=scoring == "regex")
+    return read_choices(data, path)
+
+
 def read_choices(data: bytes, path: str) -> tuple[ChoiceItem, ...]:
+    """Return the questions of a file, each with its choices.
+
+    Raises:
+        RecipeError, UnsafeInput: as `_read`.
+    """
+    return _read(data, path, _CHOICES)
+
+
+def read_written(data: bytes, path: str, *, patterns: bool = False) -> tuple[WrittenItem, ...]:
+    """Return the questions of a file that are answered freely; `patterns`: by regular expressions.
+
+    Raises:
+        RecipeError, UnsafeInput: as `_read`.
+    """
+    return _read(data, path, _Form(_QUESTION_ANSWER, partial(_written, patterns=patterns)))
+
+
+def _read(data: bytes, path: str, form: _Form[_Item]) -> tuple[_Item, ...]:
     """Return the questions of a file; `path` is its name, whose suffix tells the format.
 
     Raises:
@@ -47,9 +89,9 @@ def read_choices(data: bytes, path: str) -> tuple[ChoiceItem, ...]:
     if suffix not in (".csv", ".jsonl"):
         raise RecipeError(f"is no file of questions: {_FORMATS}", where=path, hint=_other(suffix))
     text = _text(data, path)
-    items: list[ChoiceItem] = []
+    items: list[_Item] = []
     problems: list[Problem] = []
-    rows = _csv_rows(text, path) if suffix == ".csv" else _json_rows(text)
+    rows = _csv_rows(text, path, form) if suffix == ".csv" else _json_rows(text, form)
     for row, made in rows:
         if isinstance(made, _Wrong):
             problems.append(Problem(made.message, f"{path}:{row}", made.hint))
@@ -96,7 +138,7 @@ def _text(data: bytes, path: str) -> str:
 # -- CSV -------------------------------------------------------------------------------------------
 
 
-def _csv_rows(text: str, path: str) -> Iterator[tuple[int, ChoiceItem | _Wrong]]:
+def _csv_rows(text: str, path: str, form: _Form[_Item]) -> _Rows[_Item]:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     columns: Sequence[str] | None = None
     row = 1
@@ -104,64 +146,76 @@ def _csv_rows(text: str, path: str) -> Iterator[tuple[int, ChoiceItem | _Wrong]]
         for fields in reader:
             if any(field.strip() for field in fields):
                 if columns is None:
-                    columns, is_header = _columns(fields, f"{path}:{row}")
+                    columns, is_header = _columns(fields, form.columns, f"{path}:{row}")
                     if is_header:
                         row = reader.line_num + 1
                         continue
-                yield row, _of_csv(fields, columns, row)
+                yield row, _of_csv(fields, columns, row, form)
             row = reader.line_num + 1
     except csv.Error as error:
         yield row, _Wrong(f"is no CSV: {error}", "a quote may be missing")
 
 
-def _columns(fields: Sequence[str], where: str) -> tuple[Sequence[str], bool]:
+def _columns(
+    fields: Sequence[str], wanted: Sequence[str], where: str
+) -> tuple[Sequence[str], bool]:
     """Return the names of the columns, and whether the first row has them."""
     names = [field.strip().casefold() for field in fields]
-    if set(_MMLU) <= set(names):
+    if set(wanted) <= set(names):
         return names, True
-    if len(fields) == len(_MMLU) and not set(names) & {"question", "answer"}:
-        return _MMLU, False
-    missing = [name for name in _MMLU if name not in names]
+    if len(fields) == len(wanted) and not set(names) & {"question", "answer"}:
+        return wanted, False
+    missing = [name for name in wanted if name not in names]
     raise RecipeError(
         f"has wrong columns: {', '.join(f.strip()[:40] for f in fields[:12])}; missing: "
         f"{', '.join(n.upper() if len(n) == 1 else n for n in missing)}",
         where=where,
-        hint="MMLU's columns are question,A,B,C,D,answer; other numbers of choices go in JSON lines",
+        hint=(
+            "MMLU's columns are question,A,B,C,D,answer; other numbers of choices go in JSON lines"
+            if wanted == _MMLU
+            else "the columns are question,answer"
+        ),
     )
 
 
-def _of_csv(fields: Sequence[str], columns: Sequence[str], row: int) -> ChoiceItem | _Wrong:
+def _of_csv(
+    fields: Sequence[str], columns: Sequence[str], row: int, form: _Form[_Item]
+) -> _Item | _Wrong:
     if len(fields) != len(columns):
         return _Wrong(f"has {len(fields)} columns, the first row has {len(columns)}")
     given = dict(zip(columns, fields, strict=True))
-    choices = [given[letter] for letter in "abcd"]
-    return _item(row, given["question"], choices, given["answer"].strip())
+    choices = [given[letter] for letter in "abcd" if letter in form.columns]
+    return form.item(row, given["question"], choices, given["answer"].strip())
 
 
 # -- JSON lines --------------------------------------------------------------------------------------
 
 
-def _json_rows(text: str) -> Iterator[tuple[int, ChoiceItem | _Wrong]]:
+def _json_rows(text: str, form: _Form[_Item]) -> _Rows[_Item]:
     for row, line in enumerate(io.StringIO(text), 1):
         if line.strip():
-            yield row, _of_json(line, row)
+            yield row, _of_json(line, row, form)
 
 
-def _of_json(line: str, row: int) -> ChoiceItem | _Wrong:
+def _of_json(line: str, row: int, form: _Form[_Item]) -> _Item | _Wrong:
     try:
         given = json.loads(line)
     except (ValueError, RecursionError) as error:
         return _Wrong(f"is no JSON: {str(error)[:200]}", "one object a line")
     if not isinstance(given, Mapping):
         return _Wrong("is no JSON object", "one object a line")
-    missing = [name for name in ("question", "choices", "answer") if name not in given]
+    wanted = ("question", "choices", "answer") if form.columns == _MMLU else form.columns
+    missing = [name for name in wanted if name not in given]
     if missing:
         found = ", ".join(str(key)[:40] for key in list(given)[:12])
         return _Wrong(f"lacks {', '.join(missing)}; it has: {found or 'nothing'}")
-    return _item(row, given["question"], given["choices"], given["answer"])
+    return form.item(row, given["question"], given.get("choices"), given["answer"])
 
 
-def _item(row: int, question: Any, choices: Any, answer: Any) -> ChoiceItem | _Wrong:
+# -- what a row holds --------------------------------------------------------------------------------
+
+
+def _choice(row: int, question: Any, choices: Any, answer: Any) -> ChoiceItem | _Wrong:
     """Return a question whose parts have been looked at."""
     if not isinstance(question, str) or not question.strip():
         return _Wrong("has no question")
@@ -197,3 +251,30 @@ def _right(answer: Any, choices: Sequence[str]) -> int:
     if not meant:
         raise _Wrong(f"its answer {shown} is outside the choices: {letters}, or the text of one")
     return meant.pop()
+
+
+def _written(
+    row: int, question: Any, _choices: Any, answer: Any, *, patterns: bool
+) -> WrittenItem | _Wrong:
+    """Return a question that is answered freely, whose parts have been looked at."""
+    if not isinstance(question, str) or not question.strip():
+        return _Wrong("has no question")
+    given = answer if isinstance(answer, list) else [answer]
+    answers = [str(one) if _is_number(one) else one for one in given]
+    if not answers or not all(isinstance(one, str) and one.strip() for one in answers):
+        return _Wrong(f"its answer {answer!r:.60} is neither a text, a number nor a list of them")
+    for pattern in answers if patterns else ():
+        if len(pattern) > _MOST_PATTERN_CHARACTERS:
+            return _Wrong(f"has a pattern of more than {_MOST_PATTERN_CHARACTERS:,} characters")
+        try:
+            re.compile(pattern)
+        except (re.error, OverflowError, RecursionError) as error:
+            return _Wrong(f"its answer {pattern!r:.60} is no regular expression: {error}")
+    return WrittenItem(row, question, tuple(answers))
+
+
+def _is_number(given: Any) -> bool:
+    return isinstance(given, int | float) and not isinstance(given, bool)
+
+
+_CHOICES = _Form(_MMLU, _choice)

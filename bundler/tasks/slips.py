@@ -11,7 +11,7 @@ from bundler.errors import Problem, RecipeError, UnsafeInput
 from bundler.lock import LockedFile
 from bundler.recipe import Recipe
 from bundler.tasks.evidence import least_items
-from bundler.tasks.reading import MOST_FILE_BYTES, read_choices
+from bundler.tasks.reading import MOST_FILE_BYTES, read_questions
 
 _ANSWERING = ("chat", "code")
 
@@ -71,7 +71,8 @@ def require_questions(
     """
     if file.size_bytes > MOST_FILE_BYTES:
         raise UnsafeInput(f"is larger than {MOST_FILE_BYTES >> 20} MiB", where=file.path)
-    there = len(read_choices(read(file), file.path))
+    asked = recipe.verify.tasks[task]
+    there = len(read_questions(read(file), file.path, asked.kind, asked.match))
     problems = [
         Problem(
             f"the file has {there:,} questions, which cannot show so small a loss: not even equal "

@@ -31,7 +31,7 @@ def render(template: str, prompt: str, *, bos: str, eos: str) -> str:
     environment = _environment()
     conversation = [{"role": "user", "content": prompt}]
     try:
-        with _limited_seconds(_SECONDS):
+        with limited_seconds(_SECONDS):
             rendered: str = environment.from_string(template).render(
                 messages=conversation, add_generation_prompt=True, bos_token=bos, eos_token=eos,
                 tools=None,
@@ -75,7 +75,7 @@ def _refuse(message: Any = "") -> NoReturn:
 
 
 @contextlib.contextmanager
-def _limited_seconds(seconds: int) -> Iterator[None]:
+def limited_seconds(seconds: int) -> Iterator[None]:
     """Raise TimeoutError in the block after `seconds` (POSIX, main thread; no limit elsewhere).
 
     Where there is no limit of ours, the child's own timeout ends an endless template.

@@ -33,7 +33,7 @@ _HEADER_VALUE_BYTES = 64
 
 
 @dataclass
-class _Answer:
+class Answer:
     """One answer under way."""
 
     question: int
@@ -78,7 +78,7 @@ def ask_job(arguments: Mapping[str, Any], report: Any) -> dict[str, Any]:
             kv_cache=str(arguments["kv_cache"]),
             flash_attention="auto" if arguments["kv_cache"] == "f16" else "on",
         ) as context:  # fmt: skip
-            writer = _Writer(model, context, sampling, most, deadline)
+            writer = Writer(model, context, sampling, most, deadline)
             answers = _ask(writer, prompts, at_once, arguments, report)
         return {
             "answers": [_said(answer, most) for answer in answers if answer.tokens],
@@ -91,15 +91,15 @@ def ask_job(arguments: Mapping[str, Any], report: Any) -> dict[str, Any]:
 
 
 def _ask(
-    writer: _Writer, prompts: Sequence[list[int]], at_once: int, arguments: Mapping[str, Any],
+    writer: Writer, prompts: Sequence[list[int]], at_once: int, arguments: Mapping[str, Any],
     report: Any,
-) -> list[_Answer]:  # fmt: skip
+) -> list[Answer]:  # fmt: skip
     """Ask all questions, round after round."""
     wanted, rounds = int(arguments["tokens"]), int(arguments["rounds"])
-    answers: list[_Answer] = []
+    answers: list[Answer] = []
     for number in range(1, (rounds or MOST_ROUNDS) + 1):
         asked = [
-            _Answer(question, number, prompt, np.random.default_rng([number, question]))
+            Answer(question, number, prompt, np.random.default_rng([number, question]))
             for question, prompt in enumerate(prompts)
         ]
         for first in range(0, len(asked), at_once):
@@ -114,7 +114,7 @@ def _ask(
     return answers
 
 
-class _Writer:
+class Writer:
     """Draws the answers of one group side by side: each step decodes one token of each."""
 
     def __init__(
@@ -124,7 +124,7 @@ class _Writer:
         self.most, self.deadline = most, deadline
         self.out_of_time = False
 
-    def write(self, group: Sequence[_Answer]) -> None:
+    def write(self, group: Sequence[Answer]) -> None:
         """Write the answers of a group until each has ended, is long enough, or time is up."""
         self.context.clear()
         if time.monotonic() > self.deadline:
@@ -144,14 +144,14 @@ class _Writer:
             for row, answer in enumerate(open_ones):
                 self._draw(answer, logits[row])
 
-    def _read_prompt(self, answer: _Answer) -> None:
+    def _read_prompt(self, answer: Answer) -> None:
         size = self.context.batch_tokens
         for first in range(0, len(answer.prompt), size):
             part = answer.prompt[first : first + size]
             self.context.decode(part, start=first, sequence=answer.row)
         self._draw(answer, self.context.logits(1)[0])
 
-    def _draw(self, answer: _Answer, logits: Any) -> None:
+    def _draw(self, answer: Answer, logits: Any) -> None:
         if not np.isfinite(logits).all():
             raise StepFailed(
                 f"its logits are not finite after {len(answer.tokens)} tokens of an answer: it "
@@ -169,7 +169,7 @@ class _Writer:
         answer.tokens.append(token)
 
 
-def _said(answer: _Answer, most: int) -> dict[str, Any]:
+def _said(answer: Answer, most: int) -> dict[str, Any]:
     return {
         "question": answer.question,
         "seed": answer.seed,

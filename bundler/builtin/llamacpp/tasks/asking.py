@@ -15,7 +15,7 @@ from bundler.builtin.llamacpp.session import (
 )
 from bundler.builtin.llamacpp.tasks.likelihoods import Question, encoded, log_likelihoods
 from bundler.errors import Problem, RecipeError
-from bundler.tasks.items import ChoiceItem, asked_letters, asked_texts, drawn
+from bundler.tasks.items import ChoiceItem, Item, asked_letters, asked_texts, drawn
 from bundler.tasks.reading import read_choices
 
 BATCH_TOKENS = 2048
@@ -47,9 +47,9 @@ def choose_job(arguments: Mapping[str, Any], report: Any) -> dict[str, Any]:
         if gpu:
             require_placement(model, layers)
         asked = [_question(model, item, arguments) for item in items]
-        _require_room(asked, items, path, room)
-        longest = max(len(whole) for question in asked for whole, _ in question.answers)
-        cells = max(BATCH_TOKENS, longest)
+        lengths = [max(len(whole) for whole, _ in question.answers) for question in asked]
+        require_room(lengths, items, path, room)
+        cells = max(BATCH_TOKENS, *lengths)
         with open_context(
             model, context_tokens=cells, batch_tokens=BATCH_TOKENS, sequences=AT_ONCE, kv_unified=True,
             kv_cache=str(arguments["kv_cache"]),
@@ -75,11 +75,8 @@ def _question(model: Model, item: ChoiceItem, arguments: Mapping[str, Any]) -> Q
     return Question(tuple(encoded(model, prompt, one) for one in continuations))
 
 
-def _require_room(
-    asked: Sequence[Question], items: Sequence[ChoiceItem], path: str, room: int
-) -> None:
+def require_room(lengths: Sequence[int], items: Sequence[Item], path: str, room: int) -> None:
     """Raise RecipeError where questions with their answers do not fit the model's context."""
-    lengths = [max(len(whole) for whole, _ in question.answers) for question in asked]
     problems = [
         Problem(
             f"a question has {length:,} tokens with its longest answer; the model's context holds "

@@ -13,10 +13,13 @@ from bundler.hookspecs import Task
 from bundler.proof import TaskResult
 from bundler.store import hash_file
 from bundler.tasks.evidence import loss_at_most, mcnemar_p
-from bundler.tasks.items import ChoiceItem, drawn
-from bundler.tasks.reading import read_choices
+from bundler.tasks.items import Item, chance_of, drawn, words_of
+from bundler.tasks.reading import read_questions
 
-_JOB = "bundler.builtin.llamacpp.tasks.asking:choose_job"
+_JOBS = {
+    "choice": "bundler.builtin.llamacpp.tasks.asking:choose_job",
+    "written": "bundler.builtin.llamacpp.tasks.writing:write_job",
+}
 _DRAWS = 10_000
 _DRAWS_SEED = 20
 _INTERVAL = (2.5, 97.5)
@@ -62,13 +65,14 @@ class _Counter:
         self._before += count
 
 
-def _items(task: Task, told: Mapping[str, Any]) -> tuple[ChoiceItem, ...]:
+def _items(task: Task, told: Mapping[str, Any]) -> tuple[Item, ...]:
     data = task.inputs[f"tasks/{told['name']}"].read_bytes()
-    return drawn(read_choices(data, str(told["file"])), int(told["items"]), int(told["seed"]))
+    items = read_questions(data, str(told["file"]), str(told["kind"]), str(told["scoring"]))
+    return drawn(items, int(told["items"]), int(told["seed"]))
 
 
 def _result(
-    task: Task, told: Mapping[str, Any], asked: Sequence[ChoiceItem], parameters: Mapping[str, Any],
+    task: Task, told: Mapping[str, Any], asked: Sequence[Item], parameters: Mapping[str, Any],
     notes: list[str], adapters: Sequence[tuple[str, float]], counter: _Counter, *, gpu: bool,
 ) -> TaskResult:  # fmt: skip
     name = str(told["name"])
@@ -82,7 +86,7 @@ def _result(
     mine, its = _right(model), _right(control)
     lost, gained, items = int((its & ~mine).sum()), int((mine & ~its).sum()), len(mine)
     low, high = drawn_anew(lost, gained, items)
-    chance = float(np.mean([1 / count for count in model["choices"]]))
+    chance = float(np.mean([chance_of(item) for item in asked]))
     notes += _chance_note(name, its, chance)
     leaked = _leaked(task, asked)
     if leaked:
@@ -112,12 +116,17 @@ def _chosen(
         "kv_cache": kv_cache, "gpu": gpu, "gpu_layers": parameters["gpu_layers"],
         "adapters": list(adapters),
     }  # fmt: skip
-    found = dict(ask_once(task, _JOB, arguments, progress=counter.progress))
-    counter.finished(len(found["picks"]))
+    if told["kind"] == "written":
+        arguments |= {key: told[key] for key in ("extract", "tokens")}
+        arguments["parallel"] = parameters["parallel"]
+    found = dict(ask_once(task, _JOBS[told["kind"]], arguments, progress=counter.progress))
+    counter.finished(len(_right(found)))
     return found
 
 
 def _right(chosen: Mapping[str, Any]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    if "right" in chosen:
+        return np.array(chosen["right"], np.bool_)
     right: np.ndarray[Any, np.dtype[np.bool_]] = np.equal(chosen["picks"], chosen["answers"])
     return right
 
@@ -147,9 +156,8 @@ def _chance_note(
     ]
 
 
-def _leaked(task: Task, items: Sequence[ChoiceItem]) -> int:
+def _leaked(task: Task, items: Sequence[Item]) -> int:
     """Return how many of the questions asked were calibrated on."""
     if "calibration.txt" not in task.inputs:
         return 0
-    texts = [" ".join((item.question, item.choices[item.answer])) for item in items]
-    return sum(with_known_runs(task.inputs["calibration.txt"], texts))
+    return sum(with_known_runs(task.inputs["calibration.txt"], map(words_of, items)))
