@@ -318,6 +318,9 @@ class TaskRequest(Value):
     """The most questions that are asked; more in the file are drawn from."""
     seed: int = Field(default=1, ge=0, le=2**31)
     """Decides which are drawn."""
+    minutes: float = Field(default=30, gt=0, le=10_000, allow_inf_nan=False)
+    """The most minutes that both models may take together; questions that were not come to are left
+    out, and the proof says so."""
     models: tuple[Name, ...] = ()
     """Models that are asked; all that answer (`chat`, `code`) when empty."""
 

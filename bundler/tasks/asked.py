@@ -34,6 +34,7 @@ def asked_tasks(
         told = {
             "name": name, "kind": request.kind, "file": file.path, "scoring": request.scoring,
             "prompt": request.prompt, "items": request.items, "seed": request.seed,
+            "minutes": request.minutes,
         }  # fmt: skip
         if request.kind == "written":
             told |= {"scoring": request.match, "extract": request.extract, "tokens": request.tokens}

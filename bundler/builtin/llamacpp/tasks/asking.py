@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,14 +29,17 @@ _SHOWN_PROBLEMS = 20
 def choose_job(arguments: Mapping[str, Any], report: Any) -> dict[str, Any]:
     """Child job: return which choice the model takes for each question, and which is right.
 
-    Arguments: model, file, path (the file's name), items, seed, scoring, prompt, context_tokens (what
-    the plan gives one user), kv_cache, gpu, gpu_layers, adapters.
+    Both are shorter than the list of questions where the time was over before; some are always asked.
+
+    Arguments: model, title, file, path (the file's name), items, seed, scoring, prompt, seconds,
+    context_tokens (what the plan gives one user), kv_cache, gpu, gpu_layers, adapters.
 
     Raises:
         RecipeError: a question does not fit the context.
     """
     gpu, layers = bool(arguments["gpu"]), int(arguments["gpu_layers"])
     path, room = str(arguments["path"]), int(arguments["context_tokens"])
+    deadline = time.monotonic() + float(arguments["seconds"])
     items = drawn(
         read_choices(Path(arguments["file"]).read_bytes(), path),
         int(arguments["items"]), int(arguments["seed"]),
@@ -63,8 +67,9 @@ def choose_job(arguments: Mapping[str, Any], report: Any) -> dict[str, Any]:
                 )
                 picks += _picked(items[some], scores, str(arguments["scoring"]))
                 report(len(picks), len(items), "questions")
-    return {"picks": picks, "answers": [item.answer for item in items],
-            "choices": [len(item.choices) for item in items]}  # fmt: skip
+                if time.monotonic() > deadline:
+                    break
+    return {"picks": picks, "answers": [item.answer for item in items[: len(picks)]]}  # fmt: skip
 
 
 def _question(model: Model, item: ChoiceItem, arguments: Mapping[str, Any]) -> Question:

@@ -60,9 +60,10 @@ class _Counter:
         """Say how far the child at work is."""
         self._task.progress(self._before + done, self._total, "questions")
 
-    def finished(self, count: int) -> None:
-        """Go on from where a child ended, or had ended before this step was cut off."""
+    def finished(self, count: int, found: dict[str, Any]) -> dict[str, Any]:
+        """Return what a child found, and count on behind its questions, come to or not."""
         self._before += count
+        return found
 
 
 def _items(task: Task, told: Mapping[str, Any]) -> tuple[Item, ...]:
@@ -77,13 +78,18 @@ def _result(
 ) -> TaskResult:  # fmt: skip
     name = str(told["name"])
     model, control = (
-        _chosen(task, told, parameters, adapters, counter, side, kv_cache, gpu=gpu)
+        counter.finished(
+            len(asked), _chosen(task, told, parameters, adapters, counter, side, kv_cache, gpu=gpu)
+        )
         # The control keeps an F16 KV cache: what a quantized cache costs is part of the damage.
         for side, kv_cache in (
             ("model.gguf", str(parameters["kv_cache"])), ("reference.gguf", "f16"),
         )
     )  # fmt: skip
     mine, its = _right(model), _right(control)
+    reached = min(len(mine), len(its))
+    notes += _time_note(name, reached, len(asked))
+    mine, its, asked = mine[:reached], its[:reached], asked[:reached]
     lost, gained, items = int((its & ~mine).sum()), int((mine & ~its).sum()), len(mine)
     low, high = drawn_anew(lost, gained, items)
     chance = float(np.mean([chance_of(item) for item in asked]))
@@ -113,15 +119,14 @@ def _chosen(
         "file": str(task.inputs[f"tasks/{told['name']}"]), "path": told["file"],
         "items": told["items"], "seed": told["seed"], "scoring": told["scoring"],
         "prompt": told["prompt"], "context_tokens": parameters["context_tokens"],
-        "kv_cache": kv_cache, "gpu": gpu, "gpu_layers": parameters["gpu_layers"],
-        "adapters": list(adapters),
+        # Half of the time for each: the control of a small quantization is slower.
+        "seconds": 30 * float(told["minutes"]), "kv_cache": kv_cache,
+        "gpu": gpu, "gpu_layers": parameters["gpu_layers"], "adapters": list(adapters),
     }  # fmt: skip
     if told["kind"] == "written":
         arguments |= {key: told[key] for key in ("extract", "tokens")}
         arguments["parallel"] = parameters["parallel"]
-    found = dict(ask_once(task, _JOBS[told["kind"]], arguments, progress=counter.progress))
-    counter.finished(len(_right(found)))
-    return found
+    return dict(ask_once(task, _JOBS[told["kind"]], arguments, progress=counter.progress))
 
 
 def _right(chosen: Mapping[str, Any]) -> np.ndarray[Any, np.dtype[np.bool_]]:
@@ -140,6 +145,15 @@ def drawn_anew(lost: int, gained: int, items: int) -> tuple[float, float]:
     counts = np.random.default_rng(_DRAWS_SEED).multinomial(items, shares, _DRAWS)
     low, high = np.percentile((counts[:, 0] - counts[:, 1]) / items, _INTERVAL)
     return float(low), float(high)
+
+
+def _time_note(name: str, reached: int, wanted: int) -> list[str]:
+    if reached == wanted:
+        return []
+    return [
+        f"{name}: the time was over after {reached:,} of {wanted:,} questions; only those count. More "
+        f"time: verify.tasks.{name}.minutes"
+    ]
 
 
 def _chance_note(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,8 @@ _JUDGING_SECONDS = 5
 
 
 def write_job(arguments: Mapping[str, Any], report: Any) -> dict[str, Any]:
-    """Child job: return of each question whether the model's answer is right.
+    """Child job: return of each question whether the model's answer is right; of fewer where the time
+    was over before.
 
     Arguments: as `asking.choose_job`, and extract, tokens, parallel.
 
@@ -41,6 +43,7 @@ def write_job(arguments: Mapping[str, Any], report: Any) -> dict[str, Any]:
     gpu, layers = bool(arguments["gpu"]), int(arguments["gpu_layers"])
     path, most = str(arguments["path"]), int(arguments["tokens"])
     room = int(arguments["context_tokens"])
+    deadline = time.monotonic() + float(arguments["seconds"])
     data = Path(arguments["file"]).read_bytes()
     items = drawn(
         read_written(data, path, patterns=arguments["scoring"] == "regex"),
@@ -73,6 +76,8 @@ def write_job(arguments: Mapping[str, Any], report: Any) -> dict[str, Any]:
                 written = [model.text(answer.tokens) for answer in group]
                 right += _judged(written, items[some], path, arguments)
                 report(len(right), len(items), "questions")
+                if time.monotonic() > deadline:
+                    break
     return {"right": right}
 
 
