@@ -17,8 +17,8 @@ class StepStarted:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a step is: `done` of `total` (None while unknown) in `unit`. Never goes backwards but to begin
-    with another total or unit.
+    """How far a step is: `done` of `total` (None while unknown) in `unit`. Never goes backwards
+    but to begin with another total or unit.
     """
 
     step: str
