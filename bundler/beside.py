@@ -1,8 +1,11 @@
-"""What goes with a model beside its weights: LoRA adapters, a projector. Named, asked for, locked."""
+"""What goes with a model beside its weights: LoRA adapters, a projector, a draft. Named, asked for,
+locked; held against the model.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from bundler.errors import BundlerError, Problem, RecipeError
@@ -97,3 +100,36 @@ def _locked(
 
 
 _METHODS: Mapping[str, str] = {"adapters": "adapter_facts", "projecto": "projector_facts"}
+
+
+def check_draft(
+    recipe: Recipe, name: str, locked: tuple[LockedModel, LockedModel], engine: Engine, read: Read
+) -> None:
+    """Hold a model's draft against it: what it guesses must be words of the model's.
+
+    Args:
+        recipe: in which `name` names its draft.
+        name: of the model.
+        locked: the model and its draft.
+        engine: who reads the headers.
+        read: `read(reference, file, start, length)` fetches just those bytes.
+
+    Raises:
+        RecipeError: it does not fit, or the engine drafts for none.
+    """
+    key = f"models.{name}.draft"
+    check: Callable[..., None] | None = getattr(engine, "check_draft", None)
+    if check is None:
+        problem = Problem(f"the engine {engine.name} takes no draft", hint="leave it out", key=key)
+        raise RecipeError(problem)
+
+    def reader(of: str) -> Callable[[LockedFile, int, int], bytes]:
+        reference = recipe.models[of].source
+        return lambda file, start, length: read(reference, file, start, length)
+
+    model, draft = locked
+    try:
+        check(model.resolution, reader(name),
+              draft.resolution, reader(str(recipe.models[name].draft)))  # fmt: skip
+    except RecipeError as error:
+        raise error.with_problems(replace(p, key=key) for p in error.problems) from error

@@ -131,6 +131,12 @@ class Engine(Maker, Protocol):
     their headers as `facts` does and hold them against the model's; its offers then name them as
     `companions`.
 
+    An engine whose models can draft for others has `check_draft(model: Resolution, read, draft:
+    Resolution, read_draft) -> None`, which raises RecipeError when their vocabularies differ, and an
+    action `draft`: the inputs `model.gguf` and `draft.gguf` (or shards `draft-00001-of-…`) run
+    together, with a `proof.Drafting` as facts. Its offers for a `recipe.PairedDraft` are of a model
+    in the same process as the one it drafts for.
+
     An engine whose files can be cut into several has `cut(offer: Offer, most_bytes: int) -> Offer |
     None`: an offer of the same model of which no file is larger, or None where that cannot be. It
     is asked where the stick cannot hold an offer's file; `Offer.cut` says what it is cut from.
@@ -169,8 +175,8 @@ class Runtime(Maker, Protocol):
 
     A runtime may also have `accelerators: Mapping[Platform, Set[Accelerator]]`: what it can use
     beside the processor. A plan for an accelerator that no runtime can use says so. It may have
-    `companions: Set[str]`: which of `adapter` and `projector` it can serve a model with; a recipe
-    that wants another is refused.
+    `companions: Set[str]`: which of `adapter`, `projector` and `draft` it can serve a model with; a
+    recipe that wants another is refused.
 
     `run` leaves the tree that goes to `runtime/<platform>/` of the bundle.
     """

@@ -23,6 +23,7 @@ from bundler.planning.targeting import target_notes
 from bundler.planning.tiers import tier_notes, tier_targets
 from bundler.plugins import Plugins
 from bundler.recipe import Recipe
+from bundler.recipe_drafts import pairs
 from bundler.tasks.asked import asked_tasks, digests_of
 from bundler.value import format_size
 
@@ -76,7 +77,7 @@ def make_the_plan(
     if objections:
         raise DoesNotFit(objections)
     notes = (*never_as_planned(plan, recipe, plugins), *warned, *plan.notes, *companion_notes(plan))
-    notes = (*notes, *_notes(ruled))
+    notes = (*notes, *draft_notes(plan, recipe), *_notes(ruled))
     return plan.model_copy(update={"notes": notes})
 
 
@@ -94,8 +95,9 @@ def check_companions(recipe: Recipe, plugins: Plugins) -> None:
         RecipeError: every such key.
     """
     problems = []
-    for place in all_beside(recipe):
-        kind = "projector" if place.endswith(".projector") else "adapter"
+    for place in (*all_beside(recipe), *(f"models.{name}.draft" for name in pairs(recipe))):
+        last = place.rpartition(".")[2]
+        kind = last if last in ("projector", "draft") else "adapter"
         for name in recipe.runtime.use:
             runtime = plugins.named(plugins.runtimes, name, "runtime")
             if kind not in getattr(runtime, "companions", ()):
@@ -129,6 +131,27 @@ def companion_notes(plan: Plan) -> list[str]:
     return said
 
 
+def draft_notes(plan: Plan, recipe: Recipe) -> list[str]:
+    """Say which models have a draft, and how both are counted."""
+    named, there = pairs(recipe), {(choice.model, choice.tier) for choice in plan.choices}
+    said = []
+    for choice in plan.choices:
+        draft = named.get(choice.model)
+        if draft is None:
+            continue
+        place = place_of(choice.model, choice.tier)
+        if (draft, choice.tier) not in there:
+            said.append(f"{place} runs without its draft, models.{draft}, which is left out")
+        elif choice.residency == "resident":
+            said.append(f"{place} has a draft, models.{draft}: both are in memory together")
+        else:
+            said.append(
+                f"{place} has a draft, models.{draft}, which counts as always in memory although "
+                "it comes and goes with its model"
+            )
+    return said
+
+
 # -- offers ----------------------------------------------------------------------------------------
 
 
@@ -150,7 +173,7 @@ def _ruling(
     tier: str, name: str, recipe: Recipe, lock: Lock, target: Target, plugins: Plugins,
     allows: Allows,
 ) -> Ruling:  # fmt: skip
-    request = recipe.models[name]
+    request = recipe.request_of(name)
     engine = plugins.named(plugins.engines, request.engine, "engine")
     known = known_of(lock, name, request.role, asked_tokens=recipe.verify.tokens,
                      tasks=digests_of(asked_tasks(recipe, lock, name)))  # fmt: skip

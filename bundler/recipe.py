@@ -234,10 +234,25 @@ class ModelRequest(Value):
     `[{ source = "path:tone.gguf", scale = 0.8 }]`."""
     projector: SourceReference | None = None
     """Its projector (`mmproj`, GGUF), with which it sees images: one file made for this model."""
+    draft: Name | None = None
+    """Name of a small model of this recipe (`role = "draft"`) that guesses the next words, which this
+    one then checks several at a time: the same answers, sooner where the guesses are good."""
     gates: Gates = Gates()
     """Limits its proof must pass."""
     licence: str = ""
     """SPDX identifier, when the source does not state one."""
+
+    @field_validator("draft")
+    @classmethod
+    def _of_one_that_stays(cls, given: str | None, info: ValidationInfo) -> str | None:
+        if given is not None and info.data.get("role") not in ("chat", "code"):
+            raise ValueError("is for models that answer: role = 'chat' or 'code'")
+        if given is not None and info.data.get("optional"):
+            raise ValueError(
+                "is not for a model that may be left out: take `optional` away, or make the draft "
+                "optional"
+            )
+        return given
 
     @field_validator("min_tokens_per_second")
     @classmethod
@@ -268,6 +283,19 @@ class ModelRequest(Value):
         if "auto" in given and len(given) > 1:
             raise ValueError("'auto' stands alone")
         return given
+
+
+class PairedDraft(ModelRequest):
+    """A draft as it is planned: beside the model it drafts for, in the same server. No recipe says
+    this; `Recipe.request_of` does.
+    """
+
+    drafts_for: Name
+    """The model that checks its guesses."""
+
+
+FOLLOWED = ("context_tokens", "parallel", "residency", "placement", "tiers")
+"""What a draft has from the model it drafts for, and may not say itself."""
 
 
 class CorpusRequest(Value):
@@ -427,7 +455,27 @@ class Recipe(Value):
 
     def models_of(self, tier: str) -> dict[str, ModelRequest]:
         """Return the models of one tier: those that name it and those that name none."""
-        return {n: m for n, m in self.models.items() if not m.tiers or tier in m.tiers}
+        found = {name: self.request_of(name) for name in self.models}
+        return {n: m for n, m in found.items() if not m.tiers or tier in m.tiers}
+
+    def request_of(self, name: str) -> ModelRequest:
+        """Return what is asked of a model. A draft runs where its model does, with its context.
+
+        It counts as always in memory, also where its model takes turns: that is never too little.
+        """
+        request = self.models[name]
+        main = next((key for key, model in self.models.items() if model.draft == name), None)
+        if main is None or isinstance(request, PairedDraft):
+            return request
+        model = self.models[main]
+        followed = {
+            "context_tokens": model.context_tokens,
+            "parallel": model.parallel,
+            "residency": "resident",
+            "placement": "cpu" if model.placement == "cpu" else "auto",
+            "tiers": model.tiers,
+        }
+        return PairedDraft.model_construct(**{**dict(request), **followed, "drafts_for": main})
 
     @model_validator(mode="after")
     def _has_something(self) -> Recipe:
@@ -444,6 +492,7 @@ __all__ = [
     "Gates",
     "KvCacheType",
     "ModelRequest",
+    "PairedDraft",
     "Recipe",
     "RelativePath",
     "Role",

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from bundler.errors import Problem, RecipeError
 from bundler.recipe import Recipe
+from bundler.recipe_drafts import draft_problems
 from bundler.recipe_words import as_written
 from bundler.tasks.slips import Slip, task_slips
 
@@ -80,12 +81,13 @@ def parse_recipe(data: bytes, name: str = "recipe.toml") -> Recipe:
 
 def _own_problems(recipe: Recipe, places: Mapping[KeyPath, Place], name: str) -> list[Problem]:
     """Return what no single value of a recipe can know is wrong with it."""
+    slips = [
+        *task_slips(recipe, _did_you_mean),
+        *(Slip(*found) for found in draft_problems(recipe)),
+    ]
     return [
         *_path_problems(recipe, places, name), *_tier_problems(recipe, places, name),
-        *(
-            _placed_problem(slip, places, name)
-            for slip in task_slips(recipe, _did_you_mean)
-        ),
+        *(_placed_problem(slip, places, name) for slip in slips),
     ]  # fmt: skip
 
 

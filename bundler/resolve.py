@@ -13,13 +13,14 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from bundler.beside import all_beside, all_locked_beside, lock_beside
+from bundler.beside import Read, all_beside, all_locked_beside, check_draft, lock_beside
 from bundler.errors import BundlerError, LockError, PassingFault, Problem, SourceError
 from bundler.events import Note, StepFinished, StepStarted
 from bundler.feedback.measurements import learned
 from bundler.lock import Lock, LockedFile, LockedModel, Measurement, Resolution
 from bundler.plugins import Plugins
 from bundler.recipe import ModelRequest, Recipe, SourceReference
+from bundler.recipe_drafts import pairs
 from bundler.store import write_durably
 from bundler.tasks.asked import PREFIX, only_file
 from bundler.tasks.slips import require_questions
@@ -43,7 +44,8 @@ def request_digest(recipe: Recipe) -> str:
                 name: {"source": model.source.model_dump(), "engine": model.engine}
                 for name, model in recipe.models.items()
             },
-            **_if_any({k: r.model_dump() for k, r in all_beside(recipe).items()}),
+            **_if_any("beside", {k: r.model_dump() for k, r in all_beside(recipe).items()}),
+            **_if_any("drafts", pairs(recipe)),
             "corpora": {name: c.source.model_dump() for name, c in recipe.corpora.items()},
             "texts": {name: reference.model_dump() for name, reference in _texts(recipe).items()},
             "runtimes": list(recipe.runtime.use),
@@ -52,9 +54,9 @@ def request_digest(recipe: Recipe) -> str:
     )
 
 
-def _if_any(found: Mapping[str, object]) -> dict[str, object]:
+def _if_any(name: str, found: Mapping[str, object]) -> dict[str, object]:
     """Name what goes with models; digests of recipes without such stay what they were."""
-    return {"beside": found} if found else {}
+    return {name: found} if found else {}
 
 
 def _texts(recipe: Recipe) -> dict[str, SourceReference]:
@@ -109,6 +111,12 @@ def resolve(recipe: Recipe, plugins: Plugins, world: World, *, created: int) -> 
         )
         for name, model in recipe.models.items()
     }
+    for name, draft in pairs(recipe).items():
+        model, other = models[name], models[draft]
+        if model is not None and other is not None:
+            engine = plugins.named(plugins.engines, recipe.models[name].engine, "engine")
+            held = partial(check_draft, recipe, name, (model, other), engine, _reader(plugins, world))
+            attempt(f"models.{name}.draft", held)
     corpora = {
         name: attempt(
             f"corpora.{name}", partial(ask_source, corpus.source, plugins, world), corpus.source
@@ -199,15 +207,20 @@ def lock_model(
 
 def lock_request(request: ModelRequest, plugins: Plugins, world: World) -> LockedModel:
     """Return a model's files and facts with what the recipe puts beside it."""
-    from bundler.transfer import read_range
-
     model = lock_model(request.source, request.engine, plugins, world)
+    engine = plugins.named(plugins.engines, request.engine, "engine")
+    ask = partial(ask_source, plugins=plugins, world=world)
+    return lock_beside(request, model, engine, ask, _reader(plugins, world))
+
+
+def _reader(plugins: Plugins, world: World) -> Read:
+    """Return what reads some bytes of a locked file from its source."""
+    from bundler.transfer import read_range
 
     def read(reference: SourceReference, file: LockedFile, start: int, length: int) -> bytes:
         return read_range(plugins.sources[reference.source], file, start, length, world)
 
-    engine = plugins.named(plugins.engines, request.engine, "engine")
-    return lock_beside(request, model, engine, lambda one: ask_source(one, plugins, world), read)
+    return read
 
 
 # -- the lock as a file ------------------------------------------------------------------------------

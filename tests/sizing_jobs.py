@@ -120,6 +120,8 @@ def _context(model: Any, cell: dict[str, Any]) -> Any:
     wanted.flash_attn_type = 1 if cell.get("flash_attention", True) else 0
     wanted.embeddings = cell.get("embeddings", False)
     wanted.swa_full = False  # as llama.cpp's server has it
+    if cell.get("output_rows"):
+        wanted.n_outputs_max = cell["output_rows"]
     context = llama.llama_init_from_model(model, wanted)
     assert context, native.last_errors()
     return context

@@ -30,7 +30,7 @@ hookspecs
 world
 store fingerprint
 tasks
-manifest
+manifest recipe_drafts
 plan proof lock recipe recipe_target inspection
 machine
 hardware weights pacing

@@ -73,7 +73,7 @@ class Asking:
 
     def _ruling(self, recipe: Recipe, tier: str, name: str) -> Ruling:
         """Return what may be chosen for one model; an engine is asked once for each request."""
-        request = recipe.models[name]
+        request = recipe.request_of(name)
         key = (tier, name, canonical_json(request))
         if key not in self._ruled:
             alone = recipe.model_copy(update={"models": {name: request}})

@@ -73,7 +73,7 @@ def prepare(
     wanted = []
     for tier, target in targets.items():
         for name, given in sorted(offers.get(tier, {}).items()):
-            request = recipe.models[name]
+            request = recipe.request_of(name)
             found, problem = usable.among(given, name, tier, request, target)
             if problem is not None and not request.optional:
                 problems.append(problem)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bundler.builtin.llamacpp.child import run_child
-from bundler.errors import PluginError
+from bundler.errors import PluginError, RecipeError
 from bundler.events import Note
 from bundler.fingerprint import code_digest
 from bundler.hardware import Target
@@ -78,6 +78,20 @@ class LlamaCppEngine:
         from bundler.builtin.llamacpp.projector import projector_facts
 
         return projector_facts(resolution, read, base)
+
+    def check_draft(
+        self, model: Resolution, read: Callable[[LockedFile, int, int], bytes],
+        draft: Resolution, read_draft: Callable[[LockedFile, int, int], bytes],
+    ) -> None:  # fmt: skip
+        """Refuse a draft that does not have its model's vocabulary; see `vocabularies`."""
+        from bundler.builtin.llamacpp.vocabularies import difference, vocabulary
+
+        found = difference(vocabulary(model, read), vocabulary(draft, read_draft))
+        if found:
+            raise RecipeError(
+                f"{draft.reference} cannot draft for {model.reference}: {found}",
+                hint="take a smaller model of the same family: their tokenizers must be the same",
+            )
 
     def inspect_outliers(
         self, model: Path, text: Path, *, title: str, tokens: int, mitigate: str, scratch: Path,
@@ -270,4 +284,5 @@ _ACTIONS: Mapping[str, Callable[[Task], Mapping[str, Any]]] = {
     "mix": _elsewhere("allocation.steps", "mix"),
     "shard": shard,
     "prove": _elsewhere("prove", "prove"),
+    "draft": _elsewhere("drafting.proving", "prove_draft"),
 }

@@ -30,7 +30,7 @@ from bundler.errors import DoesNotFit, Problem, RecipeError
 from bundler.hardware import Target
 from bundler.lock import LockedModel, ModelFacts, Resolution
 from bundler.plan import FileInput, Offer, Step, StepInput
-from bundler.recipe import ModelRequest
+from bundler.recipe import ModelRequest, PairedDraft
 from bundler.weights.ggml_types import BY_NAME
 
 _IMATRIX_BYTES = 32 << 20
@@ -57,6 +57,8 @@ def make_offers(
 
 def _check_context(request: ModelRequest, facts: ModelFacts) -> None:
     if request.context_tokens > facts.context_tokens:
+        if isinstance(request, PairedDraft):
+            raise DoesNotFit(_short_draft(request, facts))
         raise DoesNotFit(
             Problem(
                 f"the recipe asks for a context of {request.context_tokens:,} tokens, "
@@ -65,6 +67,16 @@ def _check_context(request: ModelRequest, facts: ModelFacts) -> None:
                 key="context_tokens",
             )
         )
+
+
+def _short_draft(request: PairedDraft, facts: ModelFacts) -> Problem:
+    main = request.drafts_for
+    return Problem(
+        f"it drafts for models.{main} with its context of {request.context_tokens:,} tokens, "
+        f"{request.source} was made for {facts.context_tokens:,}",
+        hint=f"models.{main}.context_tokens = {facts.context_tokens}, or another draft",
+        key="source",
+    )
 
 
 # -- built from safetensors ------------------------------------------------------------------------

@@ -13,6 +13,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from bundler.builtin.llamacpp.companions import adapters_of
+from bundler.builtin.llamacpp.drafting.counting import (
+    beside_its_model,
+    check_can_go_back,
+    verifying_memory,
+)
 from bundler.builtin.llamacpp.graph.families import why_not
 from bundler.builtin.llamacpp.graph.shape import Run, ThinPairs
 from bundler.builtin.llamacpp.memory import run_memory, seeing_memory
@@ -28,7 +33,7 @@ from bundler.errors import RecipeError
 from bundler.hardware import Target
 from bundler.lock import LockedModel, LockedProjector, ModelFacts
 from bundler.plan import Memory
-from bundler.recipe import ModelRequest
+from bundler.recipe import ModelRequest, PairedDraft
 
 GENERATING = ("chat", "code")
 WRITING = (*GENERATING, "draft")
@@ -60,6 +65,8 @@ def placed_ways(
     Raises:
         RecipeError: the model cannot be planned on this target.
     """
+    if request.draft or isinstance(request, PairedDraft):
+        check_can_go_back(model.facts)
     beside = (adapters_of(model), model.projector)
     for gpu_layers in _layer_counts(request, model.facts, target):
         place = _Place.of(request, model.facts, types, gpu_layers, target, beside)
@@ -75,13 +82,16 @@ def _layer_counts(request: ModelRequest, facts: ModelFacts, target: Target) -> t
         return (ALL_LAYERS,)
     if request.placement == "cpu":
         return (0,)
+    if isinstance(request, PairedDraft):  # it runs in its model's server, which is not on the CPU
+        return (ALL_LAYERS,)
     if request.role not in GENERATING:
         return (ALL_LAYERS, 0)
     if request.min_tokens_per_second is None:
         return (ALL_LAYERS,)
     # A model whose graph is not described is planned as a whole or not at all.
     parts = () if why_not(facts) else (round(facts.layers * part) for part in PARTS)
-    return (ALL_LAYERS, *dict.fromkeys(count for count in parts if count), 0)
+    none = () if request.draft else (0,)
+    return (ALL_LAYERS, *dict.fromkeys(count for count in parts if count), *none)
 
 
 def _is_worth_it(request: ModelRequest, placed: Placed) -> bool:
@@ -146,12 +156,24 @@ class _Place:
         except RecipeError as error:  # whose model it is stands in the recipe
             problems = [replace(p, key="source") for p in error.problems]
             raise error.with_problems(problems) from error
+        on_cpu = uses_cpu_only(self.gpu_layers, self.target)
+        memory = self._drafting(memory, on_cpu=on_cpu)
         if self.projector is None:
             return memory
-        on_cpu = uses_cpu_only(self.gpu_layers, self.target)
         accelerator = "none" if on_cpu else self.target.accelerator
         seen = seeing(self.projector.facts, accelerator, self.request.context_tokens)
         return seeing_memory(memory, self.facts, seen, on_cpu=on_cpu)
+
+    def _drafting(self, memory: Memory, *, on_cpu: bool) -> Memory:
+        """Count what drafting takes, of a model that has a draft, or of the draft."""
+        target = self.target
+        if isinstance(self.request, PairedDraft):
+            return beside_its_model(
+                memory, target.accelerator, target.device_count, on_cpu=on_cpu
+            )  # fmt: skip
+        if self.request.draft is None:
+            return memory
+        return verifying_memory(memory, self.facts, self.request.parallel, on_cpu=on_cpu)
 
 
 def micro_batch_tokens(request: ModelRequest) -> int:

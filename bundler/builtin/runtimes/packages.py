@@ -27,5 +27,5 @@ CARD_PLATFORMS: frozenset[Platform] = frozenset({"linux-x86_64"})
 CARD_ACCELERATORS: Mapping[Platform, frozenset[Accelerator]] = {}
 """What that server is known to use. It is built to drive cards by their Vulkan drivers, and nobody has
 seen it do so yet (`make test-vulkan` is the test): until then plans say that a card stays unused."""
-COMPANIONS = frozenset({"adapter", "projector"})
+COMPANIONS = frozenset({"adapter", "draft", "projector"})
 """What it can serve a model with."""

@@ -84,6 +84,12 @@ def _fields(
     }
 
 
+def tokenizer_fields(checkpoint: Checkpoint) -> Fields:
+    """Return the fields that a model's tokenizer will have as GGUF. Raises UnsafeInput."""
+    config = configs.complete(checkpoint.json(configs.FILE))
+    return _tokenizer(checkpoint, family_of(config), config)
+
+
 def _tokenizer(checkpoint: Checkpoint, family: Family, config: Mapping[str, Any]) -> Fields:
     """Make the tokenizer's fields. Its files are deep JSON of strangers: whatever is not where it
     should be in them is their fault.
