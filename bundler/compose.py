@@ -50,6 +50,7 @@ from bundler.planning.filesystems import largest_file_bytes, too_large
 from bundler.planning.tiers import bundled_tiers, recipe_digest
 from bundler.proof import Coverage, Proof
 from bundler.recipe import Recipe
+from bundler.recipe_drafts import pairs
 from bundler.report import readme_html, report_html
 from bundler.starters import start_files
 from bundler.value import pretty_json
@@ -78,6 +79,7 @@ def compose(
     models = tuple(
         _add_model(layout, placed, c, recipe, lock, results, proofs) for c in plan.choices
     )
+    models = with_drafts(models, recipe)
     tiers = bundled_tiers(plan)
     corpora = tuple(_add_corpus(layout, name, recipe, lock, results) for name in recipe.corpora)
     components = _add_runtimes(layout, lock, results)
@@ -189,6 +191,17 @@ def _add_model(
         origin=_origin(lock.models[choice.model].resolution, recipe.models[choice.model].licence),
         proof=_add_fingerprint(layout, choice, results, proofs.get((choice.model, choice.tier))),
         companions=_add_companions(layout, placed, choice, recipe, lock),
+    )
+
+
+def with_drafts(models: Sequence[BundledModel], recipe: Recipe) -> tuple[BundledModel, ...]:
+    """Return models with the names of their drafts, where those are in the bundle for their tier."""
+    named, there = pairs(recipe), {(model.name, model.tier) for model in models}
+    return tuple(
+        model.model_copy(update={"draft": named[model.name]})
+        if (named.get(model.name), model.tier) in there
+        else model
+        for model in models
     )
 
 
@@ -344,6 +357,9 @@ def station_settings(
 ) -> dict[str, Any]:  # fmt: skip
     """Return what `station.json` says."""
     on_processor = {tier.name for tier in tiers if tier.target.accelerator == "none"}
+    models = tuple(models)
+    there = {(model.name, model.tier): model for model in models}
+    drafts = {(model.draft, model.tier) for model in models if model.draft}
     return {
         "schema_version": 1,
         "name": recipe.bundle.name,
@@ -376,8 +392,15 @@ def station_settings(
                 "quant": model.quant,
                 "memory_bytes": model.predicted_memory.total_bytes,
                 **_companion_settings(model),
+                **(
+                    _draft_settings(there[model.draft, model.tier], recipe, on_processor)
+                    if model.draft
+                    else {}
+                ),
             }
             for model in models
+            # A draft runs in the program of its model; nobody asks it anything.
+            if (model.name, model.tier) not in drafts
         ],
         "corpora": [
             {
@@ -405,6 +428,16 @@ def _companion_settings(model: BundledModel) -> dict[str, Any]:
     return found
 
 
+def _draft_settings(draft: BundledModel, recipe: Recipe, on_processor: Set[str]) -> dict[str, Any]:
+    """Return what `station.json` says of the model that drafts for another one."""
+    found: dict[str, Any] = {
+        "file": draft.file,
+        "kv_cache": draft.kv_cache,
+        "gpu_layers": _gpu_layers(draft, recipe, on_processor),
+    }
+    return {"draft": {**found, **({"shards": list(draft.shards)} if draft.shards else {})}}
+
+
 def _gpu_layers(model: BundledModel, recipe: Recipe, on_processor: Set[str]) -> int:
     """Return how many layers the station is to put on an accelerator; -1 for all.
 
@@ -413,5 +446,5 @@ def _gpu_layers(model: BundledModel, recipe: Recipe, on_processor: Set[str]) -> 
     """
     if model.tier not in on_processor:
         return model.gpu_layers
-    free = not recipe.tiers and recipe.models[model.name].placement != "cpu"
+    free = not recipe.tiers and recipe.request_of(model.name).placement != "cpu"
     return -1 if free else 0

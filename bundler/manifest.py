@@ -99,6 +99,8 @@ class BundledModel(Value):
     """LoRA adapters and a projector that it runs with."""
     shards: tuple[RelativePath, ...] = ()
     """All its files in order, where it is cut into several for a filesystem of small files."""
+    draft: str = ""
+    """Name of the model of its tier that drafts for it; empty where none does."""
 
     @property
     def files(self) -> tuple[RelativePath, ...]:
@@ -109,7 +111,7 @@ class BundledModel(Value):
     def _without_empty(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # Manifests of models in one file that run with nothing else read as they always did.
         written: dict[str, Any] = write(self)
-        for name in ("companions", "shards"):
+        for name in ("companions", "shards", "draft"):
             if not written.get(name):
                 written.pop(name, None)
         return written

@@ -198,6 +198,38 @@ class TaskResult(Value):
         return (self.lost - self.gained) / self.items
 
 
+class Drafting(Value):
+    """How good a draft's guesses are: greedy answers of a model with its draft, beside its own."""
+
+    draft_sha256: Sha256
+    """Of the draft's file, or of its first shard."""
+    drafted_at_once: int = Field(ge=1)
+    """Tokens that are guessed before they are checked."""
+    answers: int = Field(ge=0)
+    tokens: int = Field(ge=0)
+    """Written after each answer's first, which no draft guesses."""
+    drafted: int = Field(ge=0)
+    accepted: int = Field(ge=0)
+    """Guesses that were what the model says."""
+    passes: int = Field(ge=0)
+    """Of the model, by which `tokens` were written; without a draft each token takes one."""
+    ties: int = Field(default=0, ge=0)
+    """Answers that part from the model's own at two words as likely as each other but for noise."""
+    different: int = Field(default=0, ge=0)
+    """Answers that part otherwise: there should be none."""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def acceptance(self) -> float:
+        """Share of the guesses that were right."""
+        return self.accepted / self.drafted if self.drafted else 0.0
+
+    @property
+    def tokens_per_pass(self) -> float:
+        """Tokens by each pass of the model: 1 without a draft."""
+        return self.tokens / self.passes if self.passes else 0.0
+
+
 class GateResult(Value):
     """One limit of the recipe held against a measured figure."""
 
@@ -244,12 +276,14 @@ class Proof(Value):
     selftest: Selftest | None = None
     fingerprint: Fingerprint | None = None
     """Of the reference; None where there is none, or the model does not write."""
+    drafting: Drafting | None = None
+    """With its draft; None where it has none."""
 
     @model_serializer(mode="wrap")
     def _without_empty(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # Proofs of models in one file read as they always did.
         written: dict[str, Any] = write(self)
-        for name in ("other_shards_sha256", "fingerprint", "tasks"):
+        for name in ("other_shards_sha256", "fingerprint", "tasks", "drafting"):
             if not written.get(name):
                 written.pop(name, None)
         return written

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from pydantic import ValidationError
 
@@ -19,8 +20,9 @@ from bundler.feedback.ruling import described
 from bundler.gates import check_gates, gate_problems
 from bundler.lock import Lock, Measurement
 from bundler.plan import Choice, OfferKey, Plan, Step, place_of
+from bundler.planning.drafts import DRAFT_ACTION
 from bundler.plugins import Plugins
-from bundler.proof import Proof
+from bundler.proof import Drafting, Proof
 from bundler.recipe import Recipe
 from bundler.store import StoredResult
 from bundler.world import World
@@ -29,6 +31,7 @@ Planner = Callable[[Lock, Callable[[OfferKey], bool]], Plan]
 """From what is known, and which offers may be taken, to a plan; raises DoesNotFit, NothingLeft."""
 Keep = Callable[[Sequence[Measurement]], None]
 """Puts measurements where later builds find them."""
+_Facts = TypeVar("_Facts", Proof, Drafting)
 Proofs = dict[tuple[str, str], Proof]
 """(model, tier) → its proof."""
 
@@ -204,11 +207,16 @@ def proof_in(result: StoredResult, step: Step) -> Proof:
     Raises:
         PluginError: its facts are none.
     """
+    return facts_in(result, step, Proof, "proof")
+
+
+def facts_in(result: StoredResult, step: Step, kind: type[_Facts], words: str) -> _Facts:
+    """Return the value that a step left as its facts. Raises PluginError when they are none."""
     try:
-        return Proof.model_validate(result.facts)
+        return kind.model_validate(result.facts)
     except ValidationError as error:
         raise PluginError(
-            f"{step.plugin} left facts that are no proof: {error.errors()[0]['msg']} "
+            f"{step.plugin} left facts that are no {words}: {error.errors()[0]['msg']} "
             f"({'.'.join(map(str, error.errors()[0]['loc']))})",
             where=step.name,
             hint="this is a fault of that plugin, not of the recipe",
@@ -224,8 +232,20 @@ def read_proofs(recipe: Recipe, plan: Plan, results: Results) -> Proofs:
         if name in steps:
             proof = proof_in(results.by_step[name], steps[name])
             gates = check_gates(proof, recipe.models[choice.model].gates, choice.model)
-            proofs[choice.model, choice.tier] = proof.model_copy(update={"gates": gates})
+            update = {"gates": gates, **_with_draft(choice, proof, steps, results)}
+            proofs[choice.model, choice.tier] = proof.model_copy(update=update)
     return proofs
+
+
+def _with_draft(
+    choice: Choice, proof: Proof, steps: Mapping[str, Step], results: Results
+) -> dict[str, object]:
+    """Return what a model's proof gets from that of the model with its draft."""
+    step = steps.get(choice.step_prefix + DRAFT_ACTION)
+    if step is None:
+        return {}
+    drafting = facts_in(results.by_step[step.name], step, Drafting, "measurement of a draft")
+    return {"drafting": drafting, "notes": (*proof.notes, *drafting.notes)}
 
 
 def failed_proofs(

@@ -115,7 +115,9 @@ def resolve(recipe: Recipe, plugins: Plugins, world: World, *, created: int) -> 
         model, other = models[name], models[draft]
         if model is not None and other is not None:
             engine = plugins.named(plugins.engines, recipe.models[name].engine, "engine")
-            held = partial(check_draft, recipe, name, (model, other), engine, _reader(plugins, world))
+            held = partial(
+                check_draft, recipe, name, (model, other), engine, _reader(plugins, world)
+            )
             attempt(f"models.{name}.draft", held)
     corpora = {
         name: attempt(

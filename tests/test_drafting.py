@@ -22,9 +22,7 @@ from bundler.builtin.llamacpp.vocabularies import Vocabulary, difference
 from bundler.errors import DoesNotFit, RecipeError
 from bundler.hardware import Target
 from bundler.lock import LockedFile, LockedModel, Resolution
-from bundler.offering import make_the_plan
 from bundler.plan import Memory
-from bundler.plugins import load_plugins
 from bundler.recipe import PairedDraft, Recipe
 from bundler.recipe_file import parse_recipe
 from bundler.resolve import request_digest
@@ -118,7 +116,9 @@ def test_a_draft_goes_where_its_model_goes():
 def test_a_lock_without_drafts_keeps_its_digest_and_one_with_drafts_has_another():
     plain = recipe_of(model("chat") + SMALL)
     paired = recipe_of(model("chat", 'draft = "small"\n') + SMALL)
-    assert request_digest(plain) == "34449d00914de1cb75e7bb4d3ed0b7ec1aceb1097455a70a55c332ab2157a6c9"
+    assert (
+        request_digest(plain) == "34449d00914de1cb75e7bb4d3ed0b7ec1aceb1097455a70a55c332ab2157a6c9"
+    )
     assert request_digest(paired) != request_digest(plain)
 
 
@@ -161,9 +161,7 @@ def test_vocabularies_are_read_from_headers():
     large, small = tiny_gguf(Shape(layers=3)), tiny_gguf(Shape(layers=1))
     LlamaCppEngine().check_draft(*located(large), *located(small))
     with pytest.raises(RecipeError, match="1,024 tokens and the model 512"):
-        LlamaCppEngine().check_draft(
-            *located(large), *located(tiny_gguf(Shape(vocabulary=1024)))
-        )
+        LlamaCppEngine().check_draft(*located(large), *located(tiny_gguf(Shape(vocabulary=1024))))
 
 
 # -- memory ----------------------------------------------------------------------------------------
@@ -266,5 +264,5 @@ def test_a_model_that_cannot_forget_words_gets_no_draft():
 def test_a_draft_that_was_made_for_less_context_than_its_model_has_is_refused():
     recipe = recipe_of(PAIR)
     small = model_of("Qwen/Qwen2.5-7B-Instruct", facts={"context_tokens": 2048})
-    with pytest.raises(DoesNotFit, match="drafts for models.chat with its context of 8,192"):
+    with pytest.raises(DoesNotFit, match=r"drafts for models\.chat with its context of 8,192"):
         make_offers(recipe.request_of("small"), small, CARD, TEXTS)

@@ -122,7 +122,7 @@ def test_a_proof_says_where_it_ran_and_where_the_plan_puts_the_model(tmp_path):
 
 
 def test_a_proof_without_the_planned_accelerator_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(proving, "_gpu_is_there", lambda task, require: False)
+    monkeypatch.setattr(proving, "gpu_is_there", lambda task, require: False)
     found = proof_of(tmp_path, gpu_layers=-1)
     assert any("there is none here" in note for note in found["notes"])
 
@@ -135,7 +135,7 @@ def test_a_model_of_the_cpu_is_measured_there_even_where_there_is_a_card(tmp_pat
         asked.append((job, arguments.get("gpu")))
         return real(job, arguments, **more)
 
-    monkeypatch.setattr(proving, "_gpu_is_there", lambda task, require: True)
+    monkeypatch.setattr(proving, "gpu_is_there", lambda task, require: True)
     monkeypatch.setattr(asking, "run_child", watched)
     found = proof_of(tmp_path, gpu_layers=0)
     assert asked == [("bundler.builtin.llamacpp.measure:measure_job", False)]

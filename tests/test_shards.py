@@ -433,10 +433,10 @@ def test_a_shard_that_is_gone_or_changed_is_named(built, tmp_path):
 
 
 def list_attempts(root: Path) -> None:
-    from bundler.station.models import ModelServer
+    from bundler.station.attempts import attempts_of
 
     bundle = read_bundle(root)
-    list(ModelServer(bundle.models[0], bundle, "linux-x86_64")._attempts())
+    attempts_of(bundle.models[0], bundle, "linux-x86_64")
 
 
 def test_a_station_that_is_told_of_shards_elsewhere_refuses_them(built, tmp_path):

@@ -7,14 +7,17 @@ from datetime import UTC, datetime
 
 from bundler.lock import Lock, LockedFile, Resolution
 from bundler.plan import Choice, FileInput, Step, StepInput
+from bundler.planning.drafts import draft_steps
 from bundler.recipe import Recipe
 from bundler.tasks.asked import asked_tasks, with_tasks
 
 
 def ordered_steps(recipe: Recipe, lock: Lock, choices: Iterable[Choice]) -> tuple[Step, ...]:
-    """Return every step: models of all machines, then corpora, then runtimes."""
+    """Return every step: models of all machines, those with drafts, then corpora, then runtimes."""
+    choices = tuple(choices)
     return (
         *_model_steps(choices, recipe, lock),
+        *draft_steps(recipe, choices),
         *_corpus_steps(recipe, lock),
         *_runtime_steps(lock),
     )

@@ -23,6 +23,18 @@ MOST_TIERS = 64
 
 
 @dataclass(frozen=True)
+class DraftEntry:
+    """A small model that guesses words for another one, in the same program."""
+
+    file: str
+    kv_cache: str = "f16"
+    gpu_layers: int = -1
+    """As of a model."""
+    shards: tuple[str, ...] = ()
+    """All its files where it is cut into several."""
+
+
+@dataclass(frozen=True)
 class ModelEntry:
     """One model of the bundle, as `station.json` describes it."""
 
@@ -47,6 +59,8 @@ class ModelEntry:
     """File of the projector with which it sees; empty for a model that only reads."""
     shards: tuple[str, ...] = ()
     """All its files where it is cut into several; the program is given the first, `file`."""
+    draft: DraftEntry | None = None
+    """What guesses words for it; it runs without, too."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +147,8 @@ class RuntimeCommand:
     """What is added for each LoRA adapter, with `{file}` and `{scale}`."""
     projector: tuple[str, ...] = ()
     """What is added for a projector, with `{file}`."""
+    draft: tuple[str, ...] = ()
+    """What is added for a draft, with `{file}`, `{kv_cache}` and `{gpu_layers}`."""
 
 
 def this_platform() -> str:
@@ -220,6 +236,7 @@ def read_runtime(root: Path, platform: str, name: str) -> RuntimeCommand | None:
         devices=reader.texts(document, "devices"),
         adapter=reader.texts(document, "adapter"),
         projector=reader.texts(document, "projector"),
+        draft=reader.texts(document, "draft"),
         environment=reader.variables(document, "environment"),
         health=reader.text(document, "health", default="/health"),
         api_key_environment=reader.text(
@@ -261,6 +278,22 @@ def _model(reader: Reader, where: str, table: Mapping[str, Any]) -> ModelEntry:
         ),
         projector=reader.path(table, "projector", where) if "projector" in table else "",
         shards=reader.paths(table, "shards", where),
+        draft=_draft(reader, where, table),
+    )
+
+
+def _draft(reader: Reader, where: str, table: Mapping[str, Any]) -> DraftEntry | None:
+    if "draft" not in table:
+        return None
+    given, place = table["draft"], f"{where}.draft"
+    if not isinstance(given, Mapping):
+        reader.say(place, "expected an object")
+        return None
+    return DraftEntry(
+        file=reader.path(given, "file", place),
+        kv_cache=reader.text(given, "kv_cache", place, default="f16"),
+        gpu_layers=reader.number(given, "gpu_layers", place, least=-1, default=-1),
+        shards=reader.paths(given, "shards", place),
     )
 
 

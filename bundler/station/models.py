@@ -14,13 +14,21 @@ import socket
 import sys
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from bundler.station.configuration import Bundle, ModelEntry, RuntimeCommand, read_runtime
+from bundler.station.attempts import (
+    Attempt,
+    attempts_of,
+    beside,
+    expand,
+    fallen_back,
+    missing_of_draft,
+)
+from bundler.station.configuration import Bundle, ModelEntry
 from bundler.station.problems import ModelUnavailable, StationError
 from bundler.station.relay import Endpoint, ask_json
 from bundler.station.slots import Slots, Ticket
@@ -41,18 +49,6 @@ LOG_LINES = 200
 DEVICE_LINE = "device: "
 """How a runtime's program says what a model runs on, on a line of its own."""
 _GUARDIAN = Path(__file__).with_name("guardian.py")
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """One way to start a model."""
-
-    runtime: RuntimeCommand
-    gpu_layers: int
-
-    @property
-    def label(self) -> str:
-        return f"{self.runtime.name}{'' if self.gpu_layers else ' without accelerator'}"
 
 
 @dataclass
@@ -126,30 +122,21 @@ class ModelServer:
 
     async def _supervise(self) -> None:
         try:
-            attempts = list(self._attempts())
+            attempts = attempts_of(self.entry, self.bundle, self.platform)
         except StationError as error:
             self._say("failed", str(error))
             return
         if not attempts:
             self._say("failed", self._nothing_to_start())
             return
-        for number, attempt in enumerate(attempts):
-            self.fallback = self._fallen_back(attempts[0], attempt) if number else ""
+        missing = missing_of_draft(self.entry, self.bundle.root)
+        if missing:
+            self.log.append(f"error: its file {missing} is missing from the bundle")
+        for attempt in attempts:
+            self.fallback = fallen_back(self.entry, attempts[0], attempt, self._told())
             self.device = ""
             await self._keep_running(attempt)
         self._say("failed", self._last_words())
-
-    def _attempts(self) -> Iterator[Attempt]:
-        for file in (self.entry.file, *self.entry.shards):
-            if not (self.bundle.root / file).is_file():
-                raise StationError(f"Its file {file} is missing from the bundle.")
-        for name in self.bundle.runtimes:
-            runtime = read_runtime(self.bundle.root, self.platform, name)
-            if runtime is None:
-                continue
-            yield Attempt(runtime, self.entry.gpu_layers)
-            if self.entry.gpu_layers != 0 and "{gpu_layers}" in " ".join(runtime.command):
-                yield Attempt(runtime, 0)
 
     async def _keep_running(self, attempt: Attempt) -> None:
         """Run the server again and again; return when it crashes too often."""
@@ -193,7 +180,7 @@ class ModelServer:
     async def _spawn(self, attempt: Attempt, endpoint: Endpoint) -> asyncio.subprocess.Process:
         values = self._values(attempt, endpoint)
         command = [expand(part, values) for part in attempt.runtime.command]
-        command += beside(self.entry, attempt.runtime, self.bundle.root)
+        command += beside(self.entry, attempt, self.bundle.root)
         environment = {
             **os.environ,
             **{k: expand(v, values) for k, v in attempt.runtime.environment.items()},
@@ -259,16 +246,6 @@ class ModelServer:
             self.device = named.strip()[:60]
         return text
 
-    def _fallen_back(self, first: Attempt, now: Attempt) -> str:
-        """Say that it does not run as planned, and why as far as the first program told."""
-        told = self._told()
-        where = (
-            "without a graphics card"
-            if first.gpu_layers and not now.gpu_layers
-            else "with " + (now.runtime.name)
-        )
-        return f"It could not be started as planned and runs {where}{f': {told}' if told else ''}."
-
     def _told(self) -> str:
         """Return what the program that ended last gave as its reason."""
         said = [line for line in self.log if line.startswith("error:")]
@@ -287,29 +264,6 @@ class ModelServer:
 
 def _log_line(line: bytes) -> str:
     return line.decode("utf-8", "replace").rstrip()[:500]
-
-
-def beside(entry: ModelEntry, runtime: RuntimeCommand, root: Path) -> list[str]:
-    """Return the words by which a runtime is given a model's adapters and its projector."""
-    words = []
-    for file, scale in entry.adapters:
-        values = {"file": str(root / file), "scale": str(scale)}
-        words += [expand(part, values) for part in runtime.adapter]
-    if entry.projector:
-        values = {"file": str(root / entry.projector)}
-        words += [expand(part, values) for part in runtime.projector]
-    return words
-
-
-def expand(text: str, values: Mapping[str, str]) -> str:
-    """Replace `{name}` in a part of a runtime's command; unknown names stay as they are.
-
-    >>> expand("--port={port} {x}", {"port": "80"})
-    '--port=80 {x}'
-    """
-    for name, value in values.items():
-        text = text.replace("{" + name + "}", value)
-    return text
 
 
 def generation_threads() -> int:

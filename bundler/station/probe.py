@@ -17,10 +17,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from bundler.station.attempts import expand
 from bundler.station.configuration import Bundle, RuntimeCommand, read_runtime
 from bundler.station.fields import Reader, load_object
 from bundler.station.memory import free_memory
-from bundler.station.models import expand
 from bundler.station.problems import StationError
 
 LIST_SECONDS = 60.0

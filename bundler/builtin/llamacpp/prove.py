@@ -60,7 +60,7 @@ def _prove(task: Task, files: Sequence[Path]) -> dict[str, Any]:
         ProofFailed: `require` is `gpu` and there is none, or not all layers went there.
     """
     parameters = {**_TASK_DEFAULTS, **task.parameters}
-    there = _gpu_is_there(task, str(parameters["require"]))
+    there = gpu_is_there(task, str(parameters["require"]))
     gpu = there and int(parameters["gpu_layers"]) != 0
     generates = parameters["role"] not in ("embed", "rerank")
     measured = _measure(task, parameters, gpu=gpu)
@@ -76,8 +76,9 @@ def _prove(task: Task, files: Sequence[Path]) -> dict[str, Any]:
         )  # fmt: skip
         settings |= more.settings
         notes += more.notes
-        long = long_answers(task, parameters, notes, _adapters(task, parameters), gpu=gpu)
-        tasks = task_results(task, parameters, notes, _adapters(task, parameters), gpu=gpu)
+        adapters = adapters_in(task, parameters)
+        long = long_answers(task, parameters, notes, adapters, gpu=gpu)
+        tasks = task_results(task, parameters, notes, adapters, gpu=gpu)
     else:
         cosine = _compare_vectors(task, parameters, settings, notes, gpu=gpu)
     notes += _placement_note(int(parameters["gpu_layers"]), there=there)
@@ -111,7 +112,7 @@ def _placement_note(gpu_layers: int, *, there: bool) -> list[str]:
     return ["the plan places it on an accelerator; there is none here, so it was proved on the CPU"]
 
 
-def _adapters(task: Task, parameters: Mapping[str, Any]) -> list[tuple[str, float]]:
+def adapters_in(task: Task, parameters: Mapping[str, Any]) -> list[tuple[str, float]]:
     """Return the paths of the adapters with their scales."""
     return [
         (str(task.inputs[f"adapters/{number}.gguf"]), float(scale))
@@ -129,7 +130,7 @@ def _memory_note(device: Device, predicted_bytes: int) -> list[str]:
     ]
 
 
-def _gpu_is_there(task: Task, require: str) -> bool:
+def gpu_is_there(task: Task, require: str) -> bool:
     """Ask a child for the devices; say no plainly where an accelerator is demanded and missing."""
     found = run_child(f"{JOBS}.native:devices_job", {}, environment=task.world.environment)
     if any(device["is_gpu"] for device in found["devices"]):
@@ -160,7 +161,7 @@ def _measure(task: Task, parameters: Mapping[str, Any], *, gpu: bool) -> dict[st
                 "kv_cache": parameters["kv_cache"],
                 "gpu": gpu,
                 "gpu_layers": parameters["gpu_layers"],
-                "adapters": _adapters(task, parameters),
+                "adapters": adapters_in(task, parameters),
                 "prompt": parameters.get("prompt")
                 or SAMPLE_PROMPTS.get(role, SAMPLE_PROMPTS["chat"]),
             },
@@ -248,7 +249,7 @@ def _evaluation(task: Task, parameters: Mapping[str, Any], *, gpu: bool) -> dict
         "kv_cache": parameters["kv_cache"],
         "gpu": gpu,
         "gpu_layers": parameters["gpu_layers"],
-        "adapters": _adapters(task, parameters),
+        "adapters": adapters_in(task, parameters),
         "scratch": str(_scratch(task)),
     }
 
@@ -271,7 +272,7 @@ def _compare_vectors(
                 "window_tokens": min(WINDOW_TOKENS, int(parameters["context_tokens"])),
                 "gpu": gpu,
                 "gpu_layers": parameters["gpu_layers"],
-                "adapters": _adapters(task, parameters),
+                "adapters": adapters_in(task, parameters),
             },
             progress=task.progress,
         )

@@ -44,32 +44,32 @@ def largest_tensor_bytes(facts: ModelFacts, types: Mapping[str, str]) -> int:
     return max((stored_bytes(types[t.name], t.shape) for t in facts.tensors), default=0)
 
 
-def is_model(name: str) -> bool:
+def is_model(name: str, stem: str = STEM) -> bool:
     """Tell whether an input of a step is the model, or one of its shards."""
     said = read_shard_name(name)
-    return name == WHOLE or (said is not None and said.stem == STEM)
+    return name == f"{stem}.gguf" or (said is not None and said.stem == stem)
 
 
-def model_inputs(task: Task) -> list[Path]:
-    """Return the files of the model that a step was given: one, or its shards in order."""
-    names = [name for name in task.inputs if is_model(name)]
+def model_inputs(task: Task, stem: str = STEM) -> list[Path]:
+    """Return the files of a model that a step was given: one, or its shards in order."""
+    names = [name for name in task.inputs if is_model(name, stem)]
     if not names:
-        raise PluginError(f"{task.action} needs an input called {WHOLE!r}")
+        raise PluginError(f"{task.action} needs an input called '{stem}.gguf'")
     return [task.inputs[name] for name in in_order(names)]
 
 
 @contextmanager
-def loadable(task: Task) -> Iterator[Path]:
+def loadable(task: Task, stem: str = STEM) -> Iterator[Path]:
     """Give the path by which llama.cpp opens a step's model: its file, or its first shard.
 
     The store calls files by their digests; the shards get their names in a folder of links.
     """
-    files = model_inputs(task)
+    files = model_inputs(task, stem)
     if len(files) == 1:
         yield files[0]
         return
     with task.world.store.scratch() as folder:
-        links = [folder / shard_name(STEM, n, len(files)) for n in range(1, len(files) + 1)]
+        links = [folder / shard_name(stem, n, len(files)) for n in range(1, len(files) + 1)]
         for link, file in zip(links, files, strict=True):
             link.symlink_to(file.absolute())
         yield links[0]

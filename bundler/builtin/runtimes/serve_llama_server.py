@@ -55,12 +55,16 @@ class Loading:
     """-1 for all."""
     offloaded: int = 0
     layers: int = 0
+    draft_layers_elsewhere: int = 0
     device: str = ""
 
     def see(self, line: str) -> None:
         """Take in one line of its log."""
         if found := _OFFLOADED.search(line):
-            self.offloaded, self.layers = int(found[1]), int(found[2])
+            if self.layers:  # a model is loaded before its draft
+                self.draft_layers_elsewhere = int(found[2]) - int(found[1])
+            else:
+                self.offloaded, self.layers = int(found[1]), int(found[2])
         elif used := _USED.search(line):
             self.device = f"{used[2]} (Vulkan)"
 
@@ -68,7 +72,7 @@ class Loading:
     def as_wished(self) -> bool:
         """Whether as many layers went to the card as were planned for it."""
         wanted = self.layers if self.wanted_layers < 0 else min(self.wanted_layers, self.layers)
-        return self.layers > 0 and self.offloaded >= wanted
+        return self.layers > 0 and self.offloaded >= wanted and not self.draft_layers_elsewhere
 
     def words(self) -> str:
         """Say what it runs on."""
@@ -93,8 +97,7 @@ def main(words: Sequence[str] | None = None) -> NoReturn:
     if len(key) < 16:
         reading.fail(WRONG_USE, f"{reading.KEY} holds no key of 16 characters or more",
                      "the station sets it")  # fmt: skip
-    files = [wish.model, *(file for _, file in wish.adapter), *filter(None, [wish.projector])]
-    for file in files:
+    for file in reading.files(wish):
         if not Path(file).is_file():
             reading.fail(WRONG_MODEL, f"{file}: not there", "verify the bundle: a file is missing")
     if any("," in file or ":" in file for _, file in wish.adapter):
@@ -147,7 +150,9 @@ def check(loading: Loading, process: subprocess.Popen[bytes], on_card: bool, rea
         process.wait()
         reading.fail(
             NO_CARD,
-            f"only {loading.offloaded} of {loading.layers} layers went to a card"
+            f"{loading.draft_layers_elsewhere} layers of the draft did not go to a card"
+            if loading.draft_layers_elsewhere
+            else f"only {loading.offloaded} of {loading.layers} layers went to a card"
             if loading.layers
             else "no card could be used",
             "look whether the card's Vulkan driver is installed; without it the processor is used",
@@ -224,6 +229,22 @@ def arguments(wish: Any, reading: Any) -> list[str]:
         most = min(reading.MOST_IMAGE_TOKENS, wish.context_tokens // 2)
         words += ["--mmproj", wish.projector, "--image-max-tokens", str(most)]
         words += ["--no-mmproj-offload"] if wish.gpu_layers == 0 else []
+    if wish.draft:
+        own = 0 if wish.gpu_layers == 0 else wish.draft_gpu_layers
+        words += [
+            "--spec-type",
+            "draft-simple",
+            "--model-draft",
+            wish.draft,
+            "--spec-draft-n-max",
+            str(reading.DRAFTED_TOKENS),
+            "--n-gpu-layers-draft",
+            str(reading.ALL_LAYERS if own < 0 else own),
+            "--cache-type-k-draft",
+            wish.draft_kv_cache,
+            "--cache-type-v-draft",
+            wish.draft_kv_cache,
+        ]
     if wish.role in ("embed", "rerank"):
         batch = str(wish.context_tokens)
         words += ["--embedding", "--batch-size", batch, "--ubatch-size", batch]

@@ -5,6 +5,7 @@ Started by the station as a child, once for each model, with nothing but the bun
     python serve_xllamacpp.py --model FILE --port PORT --context-tokens N --parallel N
         --kv-cache f16|q8_0|q4_0 --role chat|code|draft|embed|rerank --gpu-layers N --threads N
         [--adapter SCALE:FILE]… [--projector FILE]
+        [--draft FILE --draft-kv-cache f16|q8_0|q4_0 --draft-gpu-layers N]
 
     python serve_xllamacpp.py --list-devices
 
@@ -44,6 +45,8 @@ ALL_LAYERS = 9999
 PROMPT_CACHE_MIB = 256
 # Of one image; llama.cpp's own limit for those projectors that take images of any size.
 MOST_IMAGE_TOKENS = 4096
+# Words that a draft guesses before they are checked: llama.cpp's default, as it was planned.
+DRAFTED_TOKENS = 3
 # A model that is planned for main memory must not take any of a card's: llama.cpp would reserve
 # buffers of hundreds of MiB there, and each process some more, without a single layer on it.
 HIDDEN_ACCELERATORS = {
@@ -67,8 +70,7 @@ def main(words: Sequence[str] | None = None) -> NoReturn:
     key = os.environ.pop(KEY, "")
     if len(key) < 16:
         fail(WRONG_USE, f"{KEY} holds no key of 16 characters or more", "the station sets it")
-    files = [wish.model, *(file for _, file in wish.adapter), *filter(None, [wish.projector])]
-    for file in files:
+    for file in files(wish):
         if not Path(file).is_file():
             fail(WRONG_MODEL, f"{file}: not there", "verify the bundle: a file is missing")
     missing = missing_processor_features()
@@ -80,6 +82,12 @@ def main(words: Sequence[str] | None = None) -> NoReturn:
         )
     watch_parent(os.getppid())
     serve(wish, key)
+
+
+def files(wish: argparse.Namespace) -> list[str]:
+    """Return every file that is to be opened."""
+    beside = [file for file in (wish.projector, wish.draft) if file]
+    return [wish.model, *(file for _, file in wish.adapter), *beside]
 
 
 def list_devices() -> NoReturn:
@@ -132,6 +140,9 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=number(0, 1024), default=0)
     parser.add_argument("--adapter", type=adapter, action="append", default=[])
     parser.add_argument("--projector", default="")
+    parser.add_argument("--draft", default="")
+    parser.add_argument("--draft-kv-cache", choices=KV_CACHES, default="f16")
+    parser.add_argument("--draft-gpu-layers", type=number(-1, ALL_LAYERS), default=-1)
     return parser.parse_args(words)
 
 
@@ -265,6 +276,8 @@ def parameters(xllamacpp: Any, wish: argparse.Namespace, key: str) -> Any:
         given.mmproj_use_gpu = wish.gpu_layers != 0
         # As it was planned: what computing takes grows with the square of an image's tokens.
         given.image_max_tokens = min(MOST_IMAGE_TOKENS, wish.context_tokens // 2)
+    if wish.draft:
+        draft_for(xllamacpp, given.speculative, wish)
     if wish.role in ("embed", "rerank"):
         given.embedding = True
         # A text that is embedded must fit into one batch.
@@ -272,6 +285,20 @@ def parameters(xllamacpp: Any, wish: argparse.Namespace, key: str) -> Any:
     if wish.role == "rerank":
         given.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_RANK
     return given
+
+
+def draft_for(xllamacpp: Any, given: Any, wish: argparse.Namespace) -> None:
+    """Let a small model guess the next words, which the model checks: the same answers, sooner."""
+    given.types = [xllamacpp.common_speculative_type.COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE]
+    draft = given.draft
+    draft.mparams.path = wish.draft
+    draft.n_max = DRAFTED_TOKENS
+    layers = 0 if wish.gpu_layers == 0 else wish.draft_gpu_layers
+    draft.n_gpu_layers = ALL_LAYERS if layers < 0 else layers
+    kind = getattr(xllamacpp.ggml_type, f"GGML_TYPE_{wish.draft_kv_cache.upper()}")
+    draft.cache_type_k = draft.cache_type_v = kind
+    if wish.threads:
+        draft.cpuparams.n_threads = draft.cpuparams_batch.n_threads = wish.threads
 
 
 if __name__ == "__main__":

@@ -52,6 +52,9 @@ DESCRIPTION = {
     ],
     "adapter": ["--adapter", "{scale}:{file}"],
     "projector": ["--projector", "{file}"],
+    "draft": [
+        "--draft", "{file}", "--draft-kv-cache", "{kv_cache}", "--draft-gpu-layers", "{gpu_layers}",
+    ],
     "devices": ["{python}", "{runtime}/serve_xllamacpp.py", "--list-devices"],
     "environment": {},
     "health": "/health",
