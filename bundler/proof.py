@@ -206,6 +206,9 @@ class Drafting(Value):
     drafted_at_once: int = Field(ge=1)
     """Tokens that are guessed before they are checked."""
     answers: int = Field(ge=0)
+    looping: int = Field(default=0, ge=0)
+    """Answers that end in a loop, which any draft guesses: they count in no figure below but `ties`
+    and `different`."""
     tokens: int = Field(ge=0)
     """Written after each answer's first, which no draft guesses."""
     drafted: int = Field(ge=0)

@@ -10,7 +10,7 @@ from bundler.recipe_drafts import pairs
 from bundler.weights.shard_names import shard_name
 
 DRAFT_ACTION = "draft"
-_ADAPTERS = "adapters/"
+_ADAPTERS, _TEXT = "adapters/", "heldout.txt"
 _KEPT = ("role", "context_tokens", "kv_cache", "gpu_layers", "scales")
 """What such a proof has from the proof of the model alone."""
 
@@ -28,7 +28,8 @@ def draft_steps(recipe: Recipe, choices: Sequence[Choice]) -> Iterator[Step]:
 def _draft_step(choice: Choice, draft: Choice, require: str) -> Step:
     offer, proof = choice.offer, choice.offer.steps[-1]
     inputs = {**_files(choice, "model"), **_files(draft, "draft")}
-    inputs |= {name: f for name, f in proof.inputs.items() if name.startswith(_ADAPTERS)}
+    beside = (_ADAPTERS, _TEXT)
+    inputs |= {name: file for name, file in proof.inputs.items() if name.startswith(beside)}
     kept = {name: proof.parameters[name] for name in _KEPT if name in proof.parameters}
     own = draft.offer.steps[-1].parameters
     return Step(

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from bundler.builtin.llamacpp import native
 from bundler.builtin.llamacpp.drafting.counting import DRAFTED_TOKENS
+from bundler.builtin.llamacpp.long_answers.loops import loop_period
 from bundler.builtin.llamacpp.prompts import question_tokens
 from bundler.builtin.llamacpp.session import (
     Context,
@@ -28,9 +29,15 @@ from bundler.builtin.llamacpp.session import (
     open_model,
     require_placement,
 )
+from bundler.builtin.llamacpp.texts import windows
 from bundler.errors import StepFailed
 
 Rows = npt.NDArray[np.float32]
+PASSAGES, PASSAGE_TOKENS = 8, 64
+"""Passages of the held-out text that are written on: evenly over all of it."""
+_MOST_WINDOWS = 1024
+LOOP_TOKENS = 24
+"""An answer whose tail repeats itself for so long tells nothing of a draft: loops are guessed by any."""
 
 
 class Reader:
@@ -146,9 +153,9 @@ def parted(own: Answer, paired: Answer) -> float | None:
 def draft_job(arguments: Mapping[str, Any], report: Any) -> dict[str, Any]:
     """Child job: return what was guessed, accepted and written, and where answers parted.
 
-    Arguments: model, draft, questions, tokens (most of an answer), seconds (after which no further
-    question is asked), context_tokens, kv_cache, draft_kv_cache, gpu, gpu_layers, draft_gpu_layers,
-    adapters (of the model).
+    Arguments: model, draft, questions, text (a file that is written on, or None), tokens (most of an
+    answer), seconds (after which no further question is asked), context_tokens, kv_cache,
+    draft_kv_cache, gpu, gpu_layers, draft_gpu_layers, adapters (of the model).
     """
     gpu = bool(arguments["gpu"])
     with (
@@ -156,6 +163,7 @@ def draft_job(arguments: Mapping[str, Any], report: Any) -> dict[str, Any]:
         _opened(arguments, "draft", "draft_", gpu=gpu) as draft,
     ):
         prompts = [question_tokens(model, question)[0] for question in arguments["questions"]]
+        prompts += _passages(model, arguments.get("text"))
         most = _most(prompts, arguments)
         room = max(map(len, prompts)) + most + DRAFTED_TOKENS
         with (
@@ -184,6 +192,20 @@ def _context(model: Model, room: int, kv_cache: str) -> contextlib.AbstractConte
     )  # fmt: skip
 
 
+def _passages(model: Model, text: str | None) -> list[list[int]]:
+    """Return passages of a text to be written on, evenly over all of it; none of too short a text."""
+    if text is None:
+        return []
+    found = windows(
+        model, {"heldout.txt": Path(text)}, window_tokens=PASSAGE_TOKENS, most=_MOST_WINDOWS
+    )  # fmt: skip
+    return found[:: max(1, len(found) // PASSAGES)][:PASSAGES]
+
+
+def _loops(answer: Answer) -> bool:
+    return loop_period(np.asarray(answer.tokens, np.int64), LOOP_TOKENS) > 0
+
+
 def _most(prompts: Sequence[Sequence[int]], arguments: Mapping[str, Any]) -> int:
     """Return how long answers may get in the context that the plan gives."""
     longest, room = max(map(len, prompts)), int(arguments["context_tokens"])
@@ -209,12 +231,14 @@ def _asked(
         gap = parted(own, paired)
         gaps += [] if gap is None else [gap]
         report(number + 1, len(prompts), "questions")
+    counted = [pair for pair in pairs if not _loops(pair)]
     return {
         "answers": len(pairs),
         "asked": len(prompts),
-        "tokens": sum(len(pair.tokens) - 1 for pair in pairs),
-        "drafted": sum(pair.drafted for pair in pairs),
-        "accepted": sum(pair.accepted for pair in pairs),
-        "passes": sum(pair.passes for pair in pairs),
+        "looping": len(pairs) - len(counted),
+        "tokens": sum(len(pair.tokens) - 1 for pair in counted),
+        "drafted": sum(pair.drafted for pair in counted),
+        "accepted": sum(pair.accepted for pair in counted),
+        "passes": sum(pair.passes for pair in counted),
         "gaps": [gap if np.isfinite(gap) else None for gap in gaps],
     }

@@ -16,7 +16,7 @@ from bundler.proof import Drafting
 from bundler.store import hash_file
 from bundler.value import pretty_json
 
-ANSWER_TOKENS = 64
+ANSWER_TOKENS = 96
 SECONDS = 300.0
 """After this no further question is asked: a large model on a slow processor."""
 TIE_LOGITS = 0.1
@@ -56,6 +56,7 @@ def _measured(task: Task, model: Path, draft: Path) -> Mapping[str, Any]:
                 "questions": [
                     SAMPLE_PROMPTS.get(role, SAMPLE_PROMPTS["chat"]), *questions_for(role),
                 ],
+                "text": str(task.inputs["heldout.txt"]) if "heldout.txt" in task.inputs else None,
                 "tokens": ANSWER_TOKENS,
                 "seconds": SECONDS,
                 "context_tokens": int(parameters["context_tokens"]),
@@ -79,6 +80,7 @@ def drafting_of(found: Mapping[str, Any], draft_sha256: str) -> Drafting:
         draft_sha256=draft_sha256,
         drafted_at_once=DRAFTED_TOKENS,
         answers=found["answers"],
+        looping=found["looping"],
         tokens=found["tokens"],
         drafted=found["drafted"],
         accepted=found["accepted"],
@@ -96,6 +98,11 @@ def _notes(found: Mapping[str, Any], gaps: list[float]) -> list[str]:
         notes.append(
             f"drafting was measured on {found['answers']} of {found['asked']} questions: then "
             f"{SECONDS:.0f} s were over"
+        )
+    if found["answers"] == found["looping"]:
+        notes.append(
+            "how many of its draft's guesses are right is not known: every answer ended in a loop, "
+            "which any draft guesses"
         )
     if any(gap > TIE_LOGITS for gap in gaps):
         notes.append(

@@ -51,14 +51,14 @@ def repetition(tokens: Sequence[int]) -> Repetition:
     )
 
 
-def loop_period(ids: npt.NDArray[np.int64]) -> int:
+def loop_period(ids: npt.NDArray[np.int64], least_tokens: int = LEAST_LOOP_TOKENS) -> int:
     """Return the shortest period that the tail has kept for long enough; 0 when there is none.
 
     For each period the tokens are held against those one period earlier: a run of equal ones at the
     end, and the period itself, is what repeats.
     """
     for period in range(1, min(LONGEST_PERIOD, ids.size // LEAST_TURNS) + 1):
-        least = max(LEAST_TURNS * period, LEAST_LOOP_TOKENS)
+        least = max(LEAST_TURNS * period, least_tokens)
         if ids.size < least:
             continue
         tail = ids[ids.size - least :]
