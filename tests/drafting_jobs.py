@@ -26,3 +26,38 @@ def pair_breakdown(arguments: dict[str, Any], report: Any) -> list[dict[str, lis
         llama.llama_free(context)
         llama.llama_model_free(model)
     return answers
+
+
+def answers(arguments: dict[str, Any], report: Any) -> list[dict[str, Any]]:
+    """Return for each text what a model says alone and with its draft, and what became of guesses."""
+    from pathlib import Path
+
+    from bundler.builtin.llamacpp.drafting.guessing import (
+        Reader,
+        alone,
+        guess,
+        parted,
+        together,
+    )
+    from bundler.builtin.llamacpp.session import open_context, open_model
+
+    found = []
+    with (
+        open_model(Path(arguments["model"]), gpu=False) as model,
+        open_model(Path(arguments["draft"]), gpu=False) as draft,
+        open_context(model, context_tokens=512) as main_context,
+        open_context(draft, context_tokens=512) as draft_context,
+    ):
+        main, small = Reader(model, main_context), Reader(draft, draft_context)
+        for text in arguments["texts"]:
+            prompt = model.tokens(text, start=True)
+            own = alone(main, prompt, arguments["tokens"])
+            pair = together(main, small, prompt, arguments["tokens"])
+            found.append(
+                {
+                    "own": own.tokens, "pair": pair.tokens, "drafted": pair.drafted,
+                    "accepted": pair.accepted, "passes": pair.passes, "parted": parted(own, pair),
+                    "guesses": guess(small, prompt, 3), "text": model.text(pair.tokens),
+                }
+            )  # fmt: skip
+    return found

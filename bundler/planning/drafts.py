@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from bundler.feedback.measurements import PROOF_ACTION
 from bundler.plan import Choice, FileInput, Step, StepInput
 from bundler.recipe import Recipe
 from bundler.recipe_drafts import pairs
@@ -16,22 +17,24 @@ _KEPT = ("role", "context_tokens", "kv_cache", "gpu_layers", "scales")
 
 
 def draft_steps(recipe: Recipe, choices: Sequence[Choice]) -> Iterator[Step]:
-    """Yield a step for each model whose draft was chosen for the same machine."""
+    """Yield a step for each proved model whose draft was chosen for the same machine."""
     named = pairs(recipe)
     there = {(choice.model, choice.tier): choice for choice in choices}
     for choice in choices:
         draft = there.get((named.get(choice.model, ""), choice.tier))
-        if draft is not None:
-            yield _draft_step(choice, draft, recipe.verify.require)
+        proofs = [step for step in choice.offer.steps if step.action == PROOF_ACTION]
+        if draft is not None and proofs:
+            yield _draft_step(choice, proofs[-1], draft, recipe.verify.require)
 
 
-def _draft_step(choice: Choice, draft: Choice, require: str) -> Step:
-    offer, proof = choice.offer, choice.offer.steps[-1]
+def _draft_step(choice: Choice, proof: Step, draft: Choice, require: str) -> Step:
+    offer = choice.offer
     inputs = {**_files(choice, "model"), **_files(draft, "draft")}
     beside = (_ADAPTERS, _TEXT)
     inputs |= {name: file for name, file in proof.inputs.items() if name.startswith(beside)}
     kept = {name: proof.parameters[name] for name in _KEPT if name in proof.parameters}
-    own = draft.offer.steps[-1].parameters
+    proved = (step for step in draft.offer.steps if step.action == PROOF_ACTION)
+    own = next((step.parameters for step in proved), {})
     return Step(
         name=choice.step_prefix + DRAFT_ACTION,
         plugin=f"engine:{offer.engine}",
