@@ -12,7 +12,7 @@ from tests.fault_catalogue import CATALOGUE
 # What a person may say to the tests themselves; all else that is bundler's belongs to who runs them.
 FOR_TESTS = {
     "BUNDLER_FAULTS", "BUNDLER_OFFICIAL_CONVERTER", "BUNDLER_REQUIRE_ORACLES", "BUNDLER_SCREENSHOTS",
-    "BUNDLER_SLOW_SWEEP", "BUNDLER_UPDATE_GOLDEN",
+    "BUNDLER_SLOW_NATIVE", "BUNDLER_SLOW_SWEEP", "BUNDLER_UPDATE_GOLDEN",
 }  # fmt: skip
 PLACES = ("XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME")
 

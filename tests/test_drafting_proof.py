@@ -61,7 +61,7 @@ def test_a_models_own_copy_guesses_everything_and_a_strangers_guesses_change_no_
 
 def test_every_token_is_a_guess_that_was_right_or_one_of_the_models_own():
     for found in answers(tiny_gguf(Shape(seed=1)), tiny_gguf(Shape(seed=3)), tokens=33):
-        assert len(found["pair"]) - 1 <= found["accepted"] + found["passes"]
+        assert len(found["pair"]) - 1 == found["accepted"] + found["passes"]
         assert found["drafted"] <= 3 * found["passes"]
 
 
@@ -187,8 +187,10 @@ def test_guesses_are_counted_as_llama_cpps_own_server_counts_them():
         for text, said, found in zip(TEXTS, plain, ours, strict=True):
             paired = ask(server, text)
             assert paired["content"] == said
-            assert paired["timings"]["draft_n_accepted"] == found["accepted"]
-            assert paired["timings"]["draft_n"] == found["drafted"]
+            # A server that guessed nothing, since the answer ended at once, does not name guesses.
+            counted = [paired["timings"].get(name, 0) for name in ("draft_n", "draft_n_accepted")]
+            assert counted == [found["drafted"], found["accepted"]]
+        assert sum(found["accepted"] for found in ours)
 
 
 def test_a_server_whose_draft_is_damaged_ends_with_a_reason(tmp_path):

@@ -115,13 +115,13 @@ def together(model: Reader, draft: Reader, prompt: Sequence[int], most: int) -> 
         guesses = guess(draft, text, min(DRAFTED_TOKENS, most - len(answer.tokens) - 1))
         said = model.follow([*text, *guesses], rows=len(guesses) + 1).argmax(axis=1)
         right = next((n for n, one in enumerate(guesses) if one != said[n]), len(guesses))
+        taken = [int(token) for token in said[: right + 1]]
+        # What was guessed right beyond the end of the answer saved no pass.
+        end = next((n for n, token in enumerate(taken) if model.ends(token)), right)
+        answer.tokens += taken[: end + 1]
         answer.passes += 1
         answer.drafted += len(guesses)
-        answer.accepted += right
-        for token in map(int, said[: right + 1]):
-            answer.tokens.append(token)
-            if model.ends(token):
-                break
+        answer.accepted += end
     return answer
 
 
