@@ -75,7 +75,7 @@ if sys.platform == "win32":
             raise
         return descriptor
 
-    def set_mode(descriptor: int, mode: int) -> None:
+    def set_mode(place: int | Path, mode: int) -> None:
         """Do nothing: Windows' files have no such modes."""
 
     def put_in_place(new: Path, target: Path, aside: Path) -> None:
@@ -131,9 +131,16 @@ else:
             raise
         return descriptor
 
-    def set_mode(descriptor: int, mode: int) -> None:
-        """Set an open file's mode."""
-        os.fchmod(descriptor, mode)
+    def set_mode(place: int | Path, mode: int) -> None:
+        """Set the mode of a file, open or by its path, where the filesystem has such a thing.
+
+        What FAT's drivers say that it has not: Linux' own and exfat-fuse EPERM, fusefat ENOSYS.
+        """
+        try:
+            os.chmod(place, mode)
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
+                raise
 
     def put_in_place(new: Path, target: Path, aside: Path) -> None:
         """Rename a file to where another one may lie."""

@@ -16,6 +16,7 @@ from glob import escape
 from hashlib import sha256 as sha256_of
 from pathlib import Path
 
+from bundler.descriptors import set_mode
 from bundler.errors import BundlerError, DamagedError, DoesNotFit, Problem, UnsafeInput
 from bundler.events import Note, Progress, StepFinished, StepStarted
 from bundler.first_start import start_once
@@ -126,7 +127,7 @@ def _seal(
             (partial / COPY_NAME).parent.mkdir(exist_ok=True)
             for name, content in around.items():
                 _write_file(partial / name, content)
-        partial.chmod(0o755)
+        set_mode(partial, 0o755)
         _sync_folders(partial)
         _prove(partial, world)
         start_once(partial, world)
@@ -250,7 +251,7 @@ def _write(layout: Layout, root: Path, world: World, objects: Objects) -> None:
         if entry.data is not None:
             with full_disk_is_an_error(root, path):
                 _write_file(target, entry.data)
-            target.chmod(0o755 if entry.file.executable else 0o644)
+            set_mode(target, 0o755 if entry.file.executable else 0o644)
         else:
             _place(entry.file, target, objects)
         done += entry.file.size_bytes
@@ -266,7 +267,7 @@ def _place(file: BundleFile, target: Path, objects: Objects) -> None:
     source = objects.path(file.sha256)
     how = share_or_copy(source, target, link=not file.executable)
     if how != "link":
-        target.chmod(0o755 if file.executable else 0o644)
+        set_mode(target, 0o755 if file.executable else 0o644)
 
 
 def _prove(partial: Path, world: World) -> None:

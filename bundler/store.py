@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bundler.descriptors import set_mode
 from bundler.errors import BusyError, DamagedError, DoesNotFit, UnsafeInput
 from bundler.value import canonical_json, check_sha256, format_size
 
@@ -94,7 +95,7 @@ def write_durably(path: Path, data: bytes, *, mode: int = 0o644) -> None:
                 stream.write(data)
                 stream.flush()
                 os.fsync(stream.fileno())
-            os.chmod(name, mode)
+            set_mode(Path(name), mode)
             os.replace(name, path)
         except BaseException:
             Path(name).unlink(missing_ok=True)

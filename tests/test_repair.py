@@ -22,6 +22,7 @@ from bundler.media.packets import DESCRIPTION
 from bundler.media.repair import repair_bundle
 from bundler.store import Store
 from bundler.verify import read_manifest, verify_bundle
+from tests import sticks
 from tests.demo import bundler
 from tests.media import (
     SEGMENT_BYTES,
@@ -561,6 +562,27 @@ def test_a_full_stick_is_repaired_in_place(bundle, right, tmp_path):
         fill_up(mnt, leave_bytes=64 << 10)
         done = repair_bundle(stick)
         assert done.unrepaired == ()
+        assert differing(stick, right) == set()
+
+
+@pytest.mark.root
+@pytest.mark.mounts
+@as_root
+@pytest.mark.parametrize("kind", ["exfat", "fat"])
+def test_a_stick_that_has_no_modes_is_repaired(kind, bundle, right, tmp_path):
+    # fusefat says ENOSYS where Linux' own driver and exfat-fuse say EPERM.
+    with sticks.stick(tmp_path, kind) as point:
+        stick = point / "b"
+        for file in sorted(path for path in bundle.rglob("*") if path.is_file()):
+            there = stick / file.relative_to(bundle)
+            there.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, there)
+        overwrite(stick / "manifest.json", 99, 50)
+        overwrite(stick / "start", 10, 3)
+        (stick / "runtime/second.so").unlink()
+        done = repair_bundle(stick)
+        assert done.unrepaired == ()
+        assert len(done.repaired) == 3
         assert differing(stick, right) == set()
 
 

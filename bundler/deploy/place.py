@@ -24,6 +24,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from bundler.descriptors import set_mode
 from bundler.errors import UnsafeInput
 from bundler.manifest import BESIDE, COPY_NAME, MANIFEST_NAME, UNFINISHED_NAME, Manifest
 from bundler.media.copies import bounded_bytes, judged
@@ -206,11 +207,7 @@ class Place:
 
 def mark(file: int | Path, *, executable: bool) -> None:
     """Give a file its mode where the filesystem has modes; FAT and exFAT have none."""
-    try:
-        os.chmod(file, 0o755 if executable else 0o644)
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP):
-            raise
+    set_mode(file, 0o755 if executable else 0o644)
 
 
 def _is_the_bundle(target: Path, name: str) -> bool:

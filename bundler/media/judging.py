@@ -114,11 +114,11 @@ def _not_later(claim: signature.Claim, last: Seen) -> TrustError:
     if claim.order < last.order:
         return TrustError(
             f"{claim.name} {claim.version} is older than {other}, which was seen here",
-            hint="if the older one is what you want: bundler verify --allow-older",
+            hint="if the older one is what you want, add --allow-older (bundler verify --allow-older)",
         )
     return TrustError(
         f"{claim.name} {claim.version} was made from the same lock as {other}, which was seen here, "
         "and nothing that is signed says which is the later one",
         hint="ask its maker to build the later one again with a bundler of today; "
-        "if this one is what you want: bundler verify --allow-older",
+        "if this one is what you want, add --allow-older (bundler verify --allow-older)",
     )

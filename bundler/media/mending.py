@@ -56,8 +56,7 @@ def replace_file(root: Path, path: str, source: Path | bytes, mode: int) -> None
                 _copy_into(source, writer.fileno())
             writer.flush()
             os.fsync(writer.fileno())
-        with suppress(PermissionError):  # FAT has no modes to set
-            os.chmod(name, mode)
+        set_mode(Path(name), mode)
         put_in_place(Path(name), root / path, aside=Path(f"{name}-old"))
     except BaseException:
         Path(name).unlink(missing_ok=True)
@@ -124,8 +123,7 @@ def _in_place(path: Path, file: BundleFile, right: Mapping[Piece, Path]) -> None
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise UnsafeInput("is no regular file: nothing is written to it", where=str(path))
         if is_new:
-            with suppress(PermissionError):  # FAT has no modes to set
-                set_mode(descriptor, new)
+            set_mode(descriptor, new)
         for piece, source in sorted(right.items()):
             _write_pages(descriptor, piece.offset, source)
         if os.fstat(descriptor).st_size > file.size_bytes:

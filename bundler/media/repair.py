@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bundler.descriptors import open_locked_folder
+from bundler.descriptors import open_locked_folder, set_mode
 from bundler.errors import BundlerError, BusyError, DamagedError, Problem
 from bundler.events import Progress, Report, silent
 from bundler.grouping import Group, Piece, group_of, pieces_of
@@ -218,7 +218,7 @@ class _Work:
         if place.lstat().st_nlink > 1:
             replace_file(self.root, path, place, 0o755)
         else:
-            place.chmod(0o755)
+            set_mode(place, 0o755)
         return True
 
     def _from_twins(

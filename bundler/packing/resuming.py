@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 
+from bundler.descriptors import set_mode
 from bundler.errors import BundlerError, BusyError, DoesNotFit, UnsafeInput
 from bundler.grouping import pieces_of
 from bundler.manifest import BundleFile, Manifest
@@ -131,5 +132,5 @@ def _is_right(path: Path, file: BundleFile, segment_bytes: int) -> bool:
             if left or running.hexdigest() != piece.sha256:
                 return False
         mode = 0o755 if file.executable else 0o644
-        os.fchmod(stream.fileno(), mode)
+        set_mode(stream.fileno(), mode)
     return True

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from bundler.descriptors import set_mode
 from bundler.errors import BundlerError, DamagedError, DoesNotFit, Problem, UnsafeInput
 from bundler.grouping import pieces_of
 from bundler.manifest import (
@@ -107,7 +108,7 @@ def unpack_bundle(
         _Unpacking(frames, opened, folder, kept).run(judge, told)
         for place in sorted((p for p in folder.rglob("*") if p.is_dir()), reverse=True):
             sync_folder(place)
-        folder.chmod(0o755)
+        set_mode(folder, 0o755)
         sync_folder(folder)
 
 
@@ -240,7 +241,7 @@ class _Unpacking:
                     view = memoryview(part)
                     while view:
                         view = view[stream.write(view) or 0 :]
-                os.fchmod(descriptor, 0o755 if executable else 0o644)
+                set_mode(descriptor, 0o755 if executable else 0o644)
                 os.fsync(descriptor)
 
 

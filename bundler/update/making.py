@@ -17,6 +17,7 @@ from hashlib import sha256 as sha256_of
 from pathlib import Path
 
 import bundler
+from bundler.descriptors import set_mode
 from bundler.errors import DamagedError, Problem, RecipeError, UnsafeInput
 from bundler.events import Progress, Report, silent
 from bundler.manifest import MANIFEST_NAME, BundleFile, Manifest
@@ -67,11 +68,15 @@ def read_version(path: Path) -> tuple[SignedManifest, Path | None]:
         path: a bundle's directory, or its `manifest.json` (alone, or with its signature beside it).
 
     Raises:
+        RecipeError: there is nothing of that name.
         DamagedError: it is neither, or cannot be read.
     """
     if path.is_dir():
         believed = right_manifest(path)
         return signed_manifest(believed.data, path, str(path / MANIFEST_NAME)), path
+    if not path.exists():
+        hint = "give the directory that `bundler build` made, or the manifest of one"
+        raise RecipeError("is not there: not a bundle", where=str(path), hint=hint)
     return read_signed(path), None
 
 
@@ -118,7 +123,7 @@ def make_delta(
         write_durably(partial / DELTA_NAME, data)
         if sign is not None:
             write_durably(partial / DELTA_SIGNATURE_NAME, sign(data, delta_comment(delta, data)))
-        partial.chmod(0o755)
+        set_mode(partial, 0o755)
         for folder in (partial / BESIDE_FOLDER, partial / "pieces", partial):
             sync_folder(folder)
         partial.rename(output)

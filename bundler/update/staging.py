@@ -7,7 +7,6 @@ up. So it does not matter when the stick was pulled out, or who wrote into the f
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import shutil
@@ -20,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from bundler.descriptors import NEVER_THROUGH_LINKS
+from bundler.descriptors import NEVER_THROUGH_LINKS, set_mode
 from bundler.errors import DamagedError, DoesNotFit, Problem, UnsafeInput
 from bundler.grouping import Piece, pieces_of
 from bundler.manifest import UPDATE_NAME, BundleFile, Manifest
@@ -217,17 +216,6 @@ def _write_parts(
 def _write(descriptor: int, data: memoryview) -> None:
     while data:
         data = data[os.write(descriptor, data) :]
-
-
-def set_mode(place: int | Path, mode: int) -> None:
-    """Set a file's mode where the filesystem has such a thing."""
-    if sys.platform == "win32":
-        return
-    try:
-        os.chmod(place, mode)
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
-            raise
 
 
 def _settle(descriptor: int, *, executable: bool) -> None:

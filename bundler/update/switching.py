@@ -25,14 +25,14 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
-from bundler.descriptors import NEVER_THROUGH_LINKS
+from bundler.descriptors import NEVER_THROUGH_LINKS, set_mode
 from bundler.errors import DamagedError, Problem, UnsafeInput
 from bundler.manifest import BESIDE, MANIFEST_NAME, SWITCH_NAME, BundleFile, Manifest
 from bundler.media.copies import bounded_bytes
 from bundler.media.mending import safe_parent
 from bundler.store import full_disk_is_an_error, sync_folder
 from bundler.update.delta import kept_paths
-from bundler.update.staging import PART, STAGING_NAME, Staged, set_mode
+from bundler.update.staging import PART, STAGING_NAME, Staged
 
 OLD_MANIFEST = "old-manifest.json"
 OLD_SIGNATURE = "old-manifest.json.minisig"
