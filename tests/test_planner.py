@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bundler.builtin.llamacpp.offers import make_offers
 from bundler.builtin.targets import CATALOGUE
@@ -224,6 +227,32 @@ def test_a_minimum_speed_that_no_offer_reaches_is_refused_with_the_fastest():
     assert "is not known" in refused({"a": {"min_tokens_per_second": 20}}, {"a": [offer(GIB)]})
     plan = plan_of({"a": {"min_tokens_per_second": 5}}, {"a": [slow]})
     assert plan.choices[0].offer.tokens_per_second == 7.5
+
+
+speedy = st.tuples(st.integers(1, 12), st.floats(0, 1), st.floats(1, 50) | st.just(0.0)).map(
+    lambda drawn: offer(drawn[0] * GIB, quality=drawn[1]).model_copy(
+        update={"tokens_per_second": drawn[2]}
+    )
+)
+floors = st.tuples(st.floats(0.5, 60), st.floats(0.5, 60)).map(sorted)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.fixed_dictionaries({name: st.lists(speedy, min_size=1, max_size=4) for name in "ab"}), floors
+)
+def test_who_asks_for_more_speed_never_gets_a_better_plan(offers, floors):
+    def least_damage(floor: float) -> float:
+        try:
+            plan = plan_of({"a": {"min_tokens_per_second": floor}, "b": {}}, offers)
+        except DoesNotFit:
+            return math.inf
+        by_model = {choice.model: choice.offer for choice in plan.choices}
+        assert by_model["a"].tokens_per_second >= floor
+        return sum(choice.quality for choice in by_model.values())
+
+    slow, fast = floors
+    assert least_damage(slow) <= least_damage(fast) + 1e-6
 
 
 def test_an_accelerator_that_is_not_there_and_corpora_larger_than_the_stick_are_refused():
