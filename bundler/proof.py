@@ -69,6 +69,31 @@ class Quality(Value):
     """Parts of the windows: errors of a KV cache grow with the position, those of weights do not."""
 
 
+class DepthPart(Value):
+    """Neighbouring tokens of one long stretch of text, counted from its beginning."""
+
+    first: int
+    last: int
+    perplexity: float
+    reference_perplexity: float
+    loss: float
+    """Mean of what each token cost more than without quantization, in nats."""
+    loss_standard_error: float
+
+
+class Depth(Value):
+    """One stretch of held-out text, read whole by the model and by the unquantized one."""
+
+    tokens: int
+    text_sha256: Sha256
+    parts: tuple[DepthPart, ...]
+    """Each as long as all before it."""
+    growth: float
+    """How much more the last part lost than the first, in nats: nought but for chance where depth
+    does no harm."""
+    growth_standard_error: float
+
+
 class Speed(Value):
     """Tokens per second on the device of the proof: medians over `repeats`."""
 
@@ -264,6 +289,8 @@ class Proof(Value):
     """What the plan said the device would have to hold."""
     quality: Quality | None = None
     """None when there is nothing to compare with (a file taken as it comes without its source)."""
+    depth: Depth | None = None
+    """None when it was not asked for, or the text or the context is too short."""
     long_answers: LongAnswers | None = None
     """None when none were asked for, or there is nothing to compare with."""
     tasks: tuple[TaskResult, ...] = ()
@@ -286,7 +313,7 @@ class Proof(Value):
     def _without_empty(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # Proofs of models in one file read as they always did.
         written: dict[str, Any] = write(self)
-        for name in ("other_shards_sha256", "fingerprint", "tasks", "drafting"):
+        for name in ("other_shards_sha256", "depth", "fingerprint", "tasks", "drafting"):
             if not written.get(name):
                 written.pop(name, None)
         return written

@@ -393,6 +393,9 @@ class VerifyOptions(Value):
     """Text for the importance matrix. The one we ship when absent."""
     tokens: int = Field(default=4096, ge=128, le=1_000_000)
     """How many tokens of the held-out text are evaluated."""
+    depth_tokens: int = Field(default=8192, ge=0, le=1_000_000)
+    """One stretch of the held-out text is read so far (at most to the model's context) by the model and
+    by the unquantized one: do its errors grow with the depth? 0 for not at all."""
     long_tokens: int = Field(default=5000, ge=0, le=1_000_000)
     """Each model writes long answers, so many tokens in all at least, and so does the unquantized one:
     does it fall into loops that the other does not? 0 for none."""

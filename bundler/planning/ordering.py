@@ -30,7 +30,7 @@ def _model_steps(choices: Iterable[Choice], recipe: Recipe, lock: Lock) -> list[
     """
     verify = recipe.verify
     asked = {
-        "require": verify.require, "tokens": verify.tokens,
+        "require": verify.require, "tokens": verify.tokens, "depth_tokens": verify.depth_tokens,
         "long_tokens": verify.long_tokens, "long_minutes": verify.long_minutes,
     }  # fmt: skip
     steps: list[Step] = []

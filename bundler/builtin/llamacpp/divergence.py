@@ -138,14 +138,14 @@ class Scores:
             "tokens": int(losses.size),
             "perplexity": perplexity,
             # First order: the derivative of exp is itself (as llama-perplexity reports it).
-            "perplexity_standard_error": perplexity * _standard_error(losses),
+            "perplexity_standard_error": perplexity * standard_error(losses),
         }
         if self.divergences:
             divergences = np.concatenate(self.divergences)
             out |= {
                 "reference_perplexity": math.exp(np.concatenate(self.reference_losses).mean()),
                 "kld_mean": float(divergences.mean()),
-                "kld_standard_error": _standard_error(divergences),
+                "kld_standard_error": standard_error(divergences),
                 "kld_median": float(np.median(divergences)),
                 "kld_p99": float(np.quantile(divergences, 0.99)),
                 "kld_max": float(divergences.max()),
@@ -161,12 +161,12 @@ class Scores:
         reference, ratio = math.exp(base.mean()), math.exp((losses - base).mean())
         return {
             "kld_p999": self.quantile(0.999),
-            "top1_standard_error": _standard_error(agreements),
+            "top1_standard_error": standard_error(agreements),
             "top5_agreement": float(shared.mean()),
-            "top5_standard_error": _standard_error(shared),
-            "reference_perplexity_standard_error": reference * _standard_error(base),
+            "top5_standard_error": standard_error(shared),
+            "reference_perplexity_standard_error": reference * standard_error(base),
             # Of the ratio itself, token by token: what both find hard cancels out.
-            "perplexity_ratio_standard_error": ratio * _standard_error(losses - base),
+            "perplexity_ratio_standard_error": ratio * standard_error(losses - base),
         }
 
     def by_position(self, window_tokens: int) -> list[dict[str, float | int]]:
@@ -196,14 +196,15 @@ def _part_figures(first: int, arrays: list[Floats], length: int) -> dict[str, fl
         "last": first + length - 1,
         "tokens": int(losses.size),
         "perplexity": math.exp(losses.mean()),
-        "perplexity_standard_error": math.exp(losses.mean()) * _standard_error(losses),
+        "perplexity_standard_error": math.exp(losses.mean()) * standard_error(losses),
         "reference_perplexity": math.exp(base.mean()),
         "kld_mean": float(divergences.mean()),
-        "kld_standard_error": _standard_error(divergences),
+        "kld_standard_error": standard_error(divergences),
     }
 
 
-def _standard_error(values: Floats) -> float:
+def standard_error(values: Floats) -> float:
+    """Return the standard error of a mean; nought for fewer than two values."""
     if values.size < 2:
         return 0.0
     return float(values.std(ddof=1) / math.sqrt(values.size))

@@ -31,6 +31,9 @@ _KINDS: dict[str, DeviceKind] = {
     "cuda": "cuda", "rocm": "rocm", "hip": "rocm", "vulkan": "vulkan", "metal": "metal",
     "mtl": "metal", "cpu": "cpu",
 }  # fmt: skip
+_MODULES = {"cuda": "CUDA", "hip": "ROCm", "vulkan": "Vulkan"}
+"""Modules of accelerators by file name, with the name of each in ggml's registry."""
+_LIBRARY_SUFFIXES = (".so", ".dylib", ".dll")
 _GPU_TYPES = (1, 2)  # enum ggml_backend_dev_type: CPU 0, GPU 1, IGPU 2, ACCEL 3
 
 
@@ -111,6 +114,21 @@ def _load_backends(library: Any) -> None:
             hint="reinstall llama-cpp-python, or set LLAMA_CPP_LIB_PATH to a folder that also "
             "holds libggml-cpu",
         )
+    _load_modules_beside(library)
+
+
+def _load_modules_beside(library: Any) -> None:
+    """Load accelerators' modules that lie beside a build which knows the processor alone.
+
+    A build that knows an accelerator has it in its registry by now. What cannot be loaded (no
+    driver, no loader) is said in the log, and is missing from `devices`.
+    """
+    known = _symbol_of(library, "ggml_backend_reg_by_name", ctypes.c_void_p, ctypes.c_char_p)
+    load = _symbol_of(library, "ggml_backend_load", ctypes.c_void_p, ctypes.c_char_p)
+    for name, registry in _MODULES.items():
+        for path in sorted(_folder(library).glob(f"*ggml-{name}.*")):
+            if path.suffix in _LIBRARY_SUFFIXES and not known(registry.encode()):
+                load(os.fsencode(path))
 
 
 def symbol(name: str, result: Any, *arguments: Any) -> Any:

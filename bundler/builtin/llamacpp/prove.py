@@ -15,19 +15,23 @@ from typing import Any
 from bundler.builtin.llamacpp.allocation.evidence import evidence
 from bundler.builtin.llamacpp.asking import ask_once, file_of_answer
 from bundler.builtin.llamacpp.child import run_child
+from bundler.builtin.llamacpp.depth import LEAST_TOKENS
 from bundler.builtin.llamacpp.leaks import leak_notes
 from bundler.builtin.llamacpp.long_answers.comparing import long_answers
 from bundler.builtin.llamacpp.sharding import WHOLE, loadable, model_inputs
 from bundler.builtin.llamacpp.tasks.comparing import task_results
 from bundler.errors import ProofFailed
 from bundler.hookspecs import Task
-from bundler.proof import Device, Fingerprint, Proof, Quality, Selftest, Speed, TaskResult
+from bundler.proof import Depth, Device, Fingerprint, Proof, Quality, Selftest, Speed, TaskResult
 from bundler.store import hash_file
 from bundler.value import format_bytes, pretty_json
 
 JOBS = "bundler.builtin.llamacpp"
 WINDOW_TOKENS = 512
 """Window of llama-perplexity, so that figures can be compared with published ones."""
+SMALL_GROWTH = 0.01
+"""Nats by which a part of a text may cost more than another before anybody would notice."""
+_SURE = 2.326  # the normal distribution's 99 % point: one in a hundred sound models is suspected
 FINGERPRINT_NAME = "reference.likelihoods"
 SAMPLE_PROMPTS = {
     "code": "Write a Python function that returns the n-th Fibonacci number.",
@@ -36,7 +40,7 @@ SAMPLE_PROMPTS = {
 _TASK_DEFAULTS: Mapping[str, Any] = {
     "role": "chat", "context_tokens": 4096, "parallel": 1, "kv_cache": "f16", "require": "any",
     "tokens": 4096, "predicted_memory_bytes": 0, "gpu_layers": -1, "scales": (),
-    "long_tokens": 0, "long_minutes": 10,
+    "depth_tokens": 0, "long_tokens": 0, "long_minutes": 10,
     "controls": False, "tasks": (),
 }  # fmt: skip
 
@@ -66,7 +70,7 @@ def _prove(task: Task, files: Sequence[Path]) -> dict[str, Any]:
     measured = _measure(task, parameters, gpu=gpu)
     notes = list(measured["notes"])
     quality, cosine, settings = None, None, _settings(parameters, measured, gpu=gpu)
-    long, fingerprint = None, None
+    depth, long, fingerprint = None, None, None
     tasks: tuple[TaskResult, ...] = ()
     if generates:
         quality, fingerprint = _compare(task, parameters, settings, notes, gpu=gpu)
@@ -76,6 +80,7 @@ def _prove(task: Task, files: Sequence[Path]) -> dict[str, Any]:
         )  # fmt: skip
         settings |= more.settings
         notes += more.notes
+        depth = _depth(task, parameters, notes, gpu=gpu)
         adapters = adapters_in(task, parameters)
         long = long_answers(task, parameters, notes, adapters, gpu=gpu)
         tasks = task_results(task, parameters, notes, adapters, gpu=gpu)
@@ -91,6 +96,7 @@ def _prove(task: Task, files: Sequence[Path]) -> dict[str, Any]:
         settings=settings,
         predicted_memory_bytes=int(parameters["predicted_memory_bytes"]),
         quality=quality,
+        depth=depth,
         long_answers=long,
         tasks=tasks,
         speed=Speed(**measured["speed"]),
@@ -233,6 +239,38 @@ def _compare(
         )
     fingerprint = Fingerprint(**found.pop("fingerprint"))
     return Quality(**found), fingerprint
+
+
+def _depth(
+    task: Task, parameters: Mapping[str, Any], notes: list[str], *, gpu: bool
+) -> Depth | None:
+    """Return how errors grow with the position, where that was asked for and can be measured."""
+    tokens = min(int(parameters["depth_tokens"]), int(parameters["context_tokens"]))
+    if tokens < LEAST_TOKENS or not _comparable(task, []):
+        return None
+    asked = {
+        key: value
+        for key, value in _evaluation(task, parameters, gpu=gpu).items()
+        if key not in ("window_tokens", "scratch")
+    }
+    found = ask_once(
+        task, f"{JOBS}.depth:depth_job", {**asked, "tokens": tokens}, progress=task.progress
+    )
+    if found is None:
+        notes.append(
+            "the held-out text is too short to see whether errors grow with the position: it takes "
+            f"{LEAST_TOKENS:,} tokens"
+        )
+        return None
+    depth = Depth(**found)
+    if depth.growth > max(SMALL_GROWTH, _SURE * depth.growth_standard_error):
+        notes.append(
+            f"far into its context it falls behind: tokens {depth.parts[-1].first:,} to "
+            f"{depth.parts[-1].last:,} cost {depth.growth:.3f} ± {depth.growth_standard_error:.3f} "
+            "nats more than the first ones do, against the unquantized model; kv_cache = 'f16' or "
+            "a larger quantization may help"
+        )
+    return depth
 
 
 def _evaluation(task: Task, parameters: Mapping[str, Any], *, gpu: bool) -> dict[str, Any]:

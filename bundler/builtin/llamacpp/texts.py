@@ -73,6 +73,12 @@ def windows(model: Model, texts: Texts, *, window_tokens: int, most: int) -> lis
     return cut
 
 
+def stretch(model: Model, texts: Texts, *, most: int) -> list[int]:
+    """Return the first `most` tokens of a text, or all that it has, begun as a window is."""
+    tokens = _tokens(model, texts, most)[:most]
+    return [model.bos(), *tokens[1:]] if model.starts_with_bos() else tokens
+
+
 def _tokens(model: Model, texts: Texts, wanted: int) -> list[int]:
     """Read as much text as `wanted` tokens take, and no more than twice that."""
     most_bytes = max(_BYTES_AT_LEAST, wanted * _BYTES_PER_TOKEN)

@@ -118,12 +118,14 @@ def compiled(source: Path, source_sha256: str, store: Store, progress: Progress)
         return result
 
 
-def compile_into(folder: Path, source: Path, progress: Progress) -> None:
-    """Unpack, patch, configure and compile below `folder`."""
+def compile_into(
+    folder: Path, source: Path, progress: Progress, targets: Sequence[str] = TARGETS
+) -> None:
+    """Unpack, patch, configure and compile below `folder`; programs are in its `build/bin` then."""
     unpack(source, folder / "source", name="source.tar.gz", select=inside, bounds=_BOUNDS)
     patch(folder / "source" / VULKAN_SOURCE)
     run_compiler(configure_command(folder), progress)
-    run_compiler(["cmake", "--build", str(folder / "build"), "--target", *TARGETS], progress)
+    run_compiler(["cmake", "--build", str(folder / "build"), "--target", *targets], progress)
 
 
 def inside(name: str) -> str | None:
