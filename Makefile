@@ -10,7 +10,7 @@ demo: setup
 	@$(BUNDLER) build recipes/quickstart.toml
 
 test: setup-test check
-	@$(PYTEST) -n 2 --dist loadfile
+	@$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder
 
 # Compiles llama.cpp's server with Vulkan (once, a quarter of an hour of two cores) and runs it on Mesa's
 # software device. Debian: cmake ninja-build g++ glslc libvulkan-dev spirv-headers mesa-vulkan-drivers.

@@ -14,6 +14,8 @@ FOR_TESTS = {
     "BUNDLER_FAULTS", "BUNDLER_OFFICIAL_CONVERTER", "BUNDLER_REQUIRE_ORACLES", "BUNDLER_SCREENSHOTS",
     "BUNDLER_SLOW_NATIVE", "BUNDLER_SLOW_SWEEP", "BUNDLER_UPDATE_GOLDEN",
 }  # fmt: skip
+LONGEST = ("test_accelerator_in_software.py", "test_far_end_windows.py")
+"""Files of minutes: two processes that share the work must not be left with one of them at the end."""
 PLACES = ("XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME")
 
 
@@ -49,6 +51,7 @@ def _leave_the_persons_own_things_alone(config):
 
 def pytest_collection_modifyitems(config, items):
     """Leave long matrices out unless they are asked for; pytest says how many."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
     _only_faults(config, items)
     if os.environ.get("BUNDLER_SLOW_NATIVE") != "1":
         native = [item for item in items if item.get_closest_marker("slow_native")]
