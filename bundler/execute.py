@@ -20,6 +20,7 @@ from bundler.plan import FileInput, Plan, Step, StepInput, step_keys
 from bundler.plugins import Plugins
 from bundler.sourcing import locked_files
 from bundler.store import StoredResult, full_disk_is_an_error
+from bundler.tasks.programs.probing import require_sandbox
 from bundler.transfer import fetch
 from bundler.turns import turn
 from bundler.unfinished import kept_of_step
@@ -58,6 +59,7 @@ def execute(
         if found is not None:
             done[step.name] = found
     pending = [step for step in plan.steps if step.name not in done]
+    require_sandbox(pending)
     fetch_inputs(pending, plan, lock, plugins, world)
     for step in plan.steps:
         if step.name in done:

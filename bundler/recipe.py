@@ -17,13 +17,13 @@ from pydantic import (
 from pydantic.config import JsonDict
 
 from bundler.hardware import Filesystem, Platform
+from bundler.recipe_source import SourceReference
 from bundler.recipe_target import TARGET_LIMITS, TargetRequest, TierRequest, WrongValue
-from bundler.value import Bytes, Name, RelativePath, Sha256, Value
+from bundler.recipe_tasks import TaskRequest
+from bundler.value import Bytes, Name, RelativePath, Value
 
 Role = Literal["chat", "code", "embed", "rerank", "draft"]
 KvCacheType = Literal["auto", "f16", "q8_0", "q4_0"]
-
-_REFERENCE = re.compile(r"([a-z][a-z0-9+.-]*):(.+)", re.DOTALL)
 
 
 MOST_TIERS = 16
@@ -33,56 +33,6 @@ MOST_TIERS = 16
 def _one_machine_or_several(schema: JsonDict) -> None:
     """Say in the JSON Schema that a recipe has either `target` or `tiers`."""
     schema["oneOf"] = [{"required": ["target"]}, {"required": ["tiers"]}]
-
-
-def _or_text(schema: JsonDict) -> None:
-    """Let the JSON Schema of a source reference take its short form, a string, too."""
-    table: JsonDict = {key: schema.pop(key) for key in list(schema)}
-    text: JsonDict = {"type": "string", "pattern": r"^[a-z][a-z0-9+.-]*:.+"}
-    schema["description"] = table.pop("description", "")
-    schema["anyOf"] = [text, table]
-
-
-class SourceReference(Value):
-    """Where something comes from. In a recipe: `"hf:owner/name@revision"`, `"path:../docs"`,
-    `"https://host/file"`, or a table with the same keys as below.
-    """
-
-    model_config = ConfigDict(json_schema_extra=_or_text)
-
-    source: str
-    """Name of the source plugin: `path`, `http`, `hf`, or one that a plugin adds."""
-    locator: str = Field(min_length=1)
-    """What that source understands: a path, a URL, `owner/name`."""
-    revision: str = ""
-    """Branch, tag or commit, for sources that have them."""
-    include: tuple[str, ...] = ()
-    """Glob patterns of the files wanted; all that are needed when empty."""
-    sha256: Sha256 | None = None
-    """Digest the (single) file must have, when the person knows it."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_text(cls, given: Any) -> Any:
-        if not isinstance(given, str):
-            return given
-        match = _REFERENCE.fullmatch(given)
-        if match is None:
-            raise ValueError(
-                f"{given!r} names no source: write 'hf:owner/name', 'path:folder' or a URL"
-            )
-        source, locator = match[1], match[2]
-        if source in ("http", "https"):
-            return {"source": "http", "locator": given}
-        locator, at, revision = locator.partition("@") if source == "hf" else (locator, "", "")
-        if at and not revision:
-            raise ValueError(f"{given!r} has an '@' but no revision after it")
-        return {"source": source, "locator": locator, "revision": revision}
-
-    def __str__(self) -> str:
-        if self.source == "http":
-            return self.locator
-        return f"{self.source}:{self.locator}" + (f"@{self.revision}" if self.revision else "")
 
 
 class BundleOptions(Value):
@@ -315,70 +265,6 @@ class CorpusRequest(Value):
     """Who wrote it, for the ZIM metadata."""
     description: str = Field(default="", max_length=80)
     """At most 80 characters, as the ZIM metadata demands."""
-
-
-class TaskRequest(Value):
-    """`[verify.tasks.<name>]`: questions with known answers, asked of the model and of the unquantized
-    one, so that the proof tells what quantization cost on them.
-    """
-
-    kind: Literal["choice", "written"]
-    """`choice`: several answers to each question, one is right. `written`: the model writes an answer,
-    through its chat template, always taking the likeliest token, and it is held against the file's."""
-    source: SourceReference
-    """One file: MMLU's CSV (`question,A,B,C,D,answer`) or JSON lines (`question`, `choices`, `answer`);
-    without choices where answers are written."""
-    scoring: Literal["letters", "texts"] = "letters"
-    """`letters`: the choices are listed and the likeliest letter is the answer, as for MMLU. `texts`:
-    the choice whose own text is likeliest by its length is; for small models, which know no letters."""
-    prompt: str = Field(default="", max_length=2000)
-    """With `scoring = "texts"`: the words before each choice, with `{question}` in them; ARC's when
-    absent. With `kind = "written"`: what is asked; the bare question when absent."""
-    match: Literal["exact", "regex"] = "exact"
-    """Written answers: `exact` when they are the file's but for blanks, upper case and a full stop at
-    the end; `regex` when the file's answer, a regular expression, is found in them."""
-    extract: str = Field(default="", max_length=1000)
-    """Written answers: a regular expression; the last that it finds (its group, if it has one) is the
-    answer. All that was written when absent."""
-    tokens: int = Field(default=128, ge=1, le=8192)
-    """Written answers: the most tokens of one."""
-    items: int = Field(default=400, ge=1, le=100_000)
-    """The most questions that are asked; more in the file are drawn from."""
-    seed: int = Field(default=1, ge=0, le=2**31)
-    """Decides which are drawn."""
-    minutes: float = Field(default=30, gt=0, le=10_000, allow_inf_nan=False)
-    """The most minutes that both models may take together; questions that were not come to are left
-    out, and the proof says so."""
-    models: tuple[Name, ...] = ()
-    """Models that are asked; all that answer (`chat`, `code`) when empty."""
-
-    @field_validator("prompt")
-    @classmethod
-    def _asks(cls, given: str, info: ValidationInfo) -> str:
-        if given and info.data.get("kind") == "choice" and info.data.get("scoring") == "letters":
-            raise ValueError("is for scoring = 'texts'; letters are asked for as MMLU does")
-        if given and given.count("{question}") != 1:
-            raise ValueError("must have {question} in it, once")
-        return given
-
-    @field_validator("scoring", "match", "extract", "tokens")
-    @classmethod
-    def _belongs(cls, given: str | int, info: ValidationInfo) -> str | int:
-        wanted = "choice" if info.field_name == "scoring" else "written"
-        if info.data.get("kind", wanted) != wanted:
-            raise ValueError(f"is for kind = {wanted!r}")
-        return given
-
-    @field_validator("extract")
-    @classmethod
-    def _finds(cls, given: str) -> str:
-        try:
-            groups = re.compile(given).groups
-        except (re.error, OverflowError, RecursionError) as error:
-            raise ValueError(f"is no regular expression: {error}") from error
-        if groups > 1:
-            raise ValueError("has several groups; write (?:…) for those that are not the answer")
-        return given
 
 
 class VerifyOptions(Value):

@@ -31,7 +31,7 @@ world
 store fingerprint
 tasks
 manifest recipe_drafts
-plan proof lock recipe recipe_target inspection
+plan proof lock recipe recipe_target recipe_source recipe_tasks inspection
 machine
 hardware weights pacing
 events value errors later printable descriptors
@@ -78,7 +78,11 @@ HOMES = {
         "deploy_commands",
         "inspect_commands",
     },
+    "duckdb": {"tasks"},
     "filelock": {"store"},
+    "jsonschema": {"tasks"},
+    "py3langid": {"tasks"},
+    "referencing": {"tasks"},
     "jinja2": {"report", "starters", "builtin.llamacpp", "station"},
     "tree_sitter": {"recipe_file"},
     "tree_sitter_toml": {"recipe_file"},
@@ -89,7 +93,7 @@ HOMES = {
 }
 # What holds values only: importing any of these must not reach the world.
 VALUES = (
-    "value", "errors", "events", "hardware", "recipe", "recipe_target", "lock", "plan", "proof",
+    "value", "errors", "events", "hardware", "recipe", "recipe_target", "recipe_source", "recipe_tasks", "lock", "plan", "proof",
     "manifest",
 )  # fmt: skip
 EFFECTS = {"os", "subprocess", "socket", "urllib", "shutil", "tempfile", "httpx2", "threading"}

@@ -41,7 +41,8 @@ from bundler.tasks.evidence import (
 )
 from bundler.tasks.items import ChoiceItem, WrittenItem, asked_letters, asked_texts, drawn
 from bundler.tasks.judging import is_right
-from bundler.tasks.reading import MOST_FILE_BYTES, MOST_LINE_BYTES, read_choices, read_written
+from bundler.tasks.reading import read_choices, read_written
+from bundler.tasks.rows import MOST_FILE_BYTES, MOST_LINE_BYTES
 from bundler.world import World
 from tests.demo import bundler, quickstart
 from tests.fake_build import RECIPE as FAKE_RECIPE
@@ -115,20 +116,13 @@ def test_an_answer_is_a_number_a_letter_or_the_text_of_a_choice(answer, meant):
         ("x.jsonl", line(choices=["x", " "]), "has an empty choice"),
         ("x.jsonl", line(choices="ab"), "no list of texts"),
         ("x.jsonl", line(question=" "), "has no question"),
-        ("x.txt", ROW, "is no file of questions: CSV (.csv) or JSON lines (.jsonl)"),
-        ("x.parquet", "PAR1", "is no file of questions"),
+        ("x.txt", ROW, "is no file of such questions: CSV (.csv), JSON lines (.jsonl) or Parquet"),
     ],
 )
 def test_each_fault_of_a_file_has_its_own_words_and_its_row(path, text, said):
     with pytest.raises(RecipeError) as caught:
         read_choices(text.encode(), path)
     assert said in str(caught.value)
-
-
-def test_parquet_is_refused_with_the_line_that_converts_it():
-    with pytest.raises(RecipeError) as caught:
-        read_choices(b"PAR1", "test.parquet")
-    assert "read_parquet" in caught.value.problems[0].hint
 
 
 @pytest.mark.parametrize(
@@ -431,7 +425,15 @@ def test_too_few_questions_for_a_limit_are_said_before_anything_is_done():
     [
         ('prompt = "x"\n', "is for scoring = 'texts'"),
         ('scoring = "texts"\nprompt = "x"\n', "must have {question} in it, once"),
-        ('kind = "code"\n', "kind"),
+        ('kind = "essay"\n', "kind"),
+        ('kind = "code"\nmatch = "regex"\n', "is for kind = 'written'"),
+        ('kind = "written"\nseconds = 3\n', "is for kind = 'code'"),
+        ("tokens = 3\n", "is for kind = 'written' or 'code'"),
+        ('kind = "written"\nschema = "{}"\n', "is for match = 'json'"),
+        ('kind = "written"\nmatch = "json"\nlanguage = "deu"\n', "is for match = 'language'"),
+        ('kind = "written"\nmatch = "json"\nschema = "{"\n', "it is no JSON"),
+        ('kind = "written"\nmatch = "json"\nschema = { type = "txt" }\n', "no schema to be used"),
+        ('kind = "written"\nmatch = "language"\nlanguage = "dee"\n', "no language that is told"),
         ('match = "regex"\n', "is for kind = 'written'"),
         ('kind = "written"\nscoring = "texts"\n', "is for kind = 'choice'"),
         ('kind = "written"\nextract = "("\n', "is no regular expression"),
@@ -739,7 +741,7 @@ def written_file(folder, answers):
 def write(file, model=None, **more):
     given = {
         "model": str(model or tiny_gguf(CALM)), "title": "model.gguf", "file": str(file),
-        "path": "w.jsonl", "items": 100, "seed": 1, "scoring": "exact", "prompt": "", "extract": "",
+        "path": "w.jsonl", "kind": "written", "items": 100, "seed": 1, "scoring": "exact", "prompt": "", "extract": "",
         "tokens": 12, "context_tokens": 256, "parallel": 1, "kv_cache": "f16", "gpu": False,
         "gpu_layers": 0, "adapters": [], "seconds": 900,
     }  # fmt: skip

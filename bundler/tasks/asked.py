@@ -8,7 +8,8 @@ from typing import Any
 from bundler.errors import RecipeError
 from bundler.lock import Lock, LockedFile, Resolution
 from bundler.plan import FileInput, Step
-from bundler.recipe import Recipe
+from bundler.recipe import Recipe, TaskRequest
+from bundler.tasks.items import Asked
 from bundler.value import digest
 
 PREFIX = "tasks."
@@ -36,10 +37,25 @@ def asked_tasks(
             "prompt": request.prompt, "items": request.items, "seed": request.seed,
             "minutes": request.minutes,
         }  # fmt: skip
-        if request.kind == "written":
-            told |= {"scoring": request.match, "extract": request.extract, "tokens": request.tokens}
+        told |= _of_kind(request)
         found[name] = told, FileInput(sha256=file.sha256, size_bytes=file.size_bytes)
     return found
+
+
+def _of_kind(request: TaskRequest) -> dict[str, Any]:
+    """Return what a proof is told of this kind of task only."""
+    if request.kind == "code":
+        return {"scoring": "tests", "tokens": request.most_tokens, "seconds": request.seconds}
+    if request.kind == "choice":
+        return {}
+    given = {"scoring": request.match, "extract": request.extract, "tokens": request.most_tokens}
+    own = {"schema": request.schema_text, "language": request.language}
+    return given | {key: value for key, value in own.items() if value}
+
+
+def how_asked(request: TaskRequest) -> Asked:
+    """Return what decides how the file of a task is read."""
+    return Asked.of({"kind": request.kind, "scoring": request.scoring, **_of_kind(request)})
 
 
 def only_file(found: Resolution, task: str) -> LockedFile:

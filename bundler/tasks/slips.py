@@ -10,8 +10,12 @@ from dataclasses import dataclass
 from bundler.errors import Problem, RecipeError, UnsafeInput
 from bundler.lock import LockedFile
 from bundler.recipe import Recipe
+from bundler.tasks.asked import how_asked
 from bundler.tasks.evidence import least_items
-from bundler.tasks.reading import MOST_FILE_BYTES, read_questions
+from bundler.tasks.languages import KNOWN_LANGUAGES
+from bundler.tasks.reading import read_questions
+from bundler.tasks.rows import MOST_FILE_BYTES
+from bundler.tasks.schemas import schema_problem
 
 _ANSWERING = ("chat", "code")
 
@@ -37,6 +41,13 @@ def task_slips(recipe: Recipe, near: Callable[[str, list[str]], str]) -> Iterato
             elif models[model].role not in _ANSWERING:
                 role = models[model].role
                 yield Slip(path, f"{model!r} answers nobody: its role is {role!r}", "leave it out")
+        if task.schema_text and (wrong := schema_problem(task.schema_text)):
+            yield Slip((*path[:-1], "schema"), f"is no schema to be used: {wrong}")
+        if task.language and task.language not in KNOWN_LANGUAGES:
+            hint = near(task.language, list(KNOWN_LANGUAGES)) or "see docs/guide.md, Tasks"
+            yield Slip(
+                (*path[:-1], "language"), f"{task.language!r} is no language that is told", hint
+            )
         if not task.models and not any(m.role in _ANSWERING for m in models.values()):
             hint = "leave the task out, or add a model with role = 'chat'"
             yield Slip(path[:-1], "no model of this recipe answers questions", hint)
@@ -72,7 +83,7 @@ def require_questions(
     if file.size_bytes > MOST_FILE_BYTES:
         raise UnsafeInput(f"is larger than {MOST_FILE_BYTES >> 20} MiB", where=file.path)
     asked = recipe.verify.tasks[task]
-    there = len(read_questions(read(file), file.path, asked.kind, asked.match))
+    there = len(read_questions(read(file), file.path, how_asked(asked)))
     problems = [
         Problem(
             f"the file has {there:,} questions, which cannot show so small a loss: not even equal "

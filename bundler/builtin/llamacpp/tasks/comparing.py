@@ -13,13 +13,15 @@ from bundler.hookspecs import Task
 from bundler.proof import TaskResult
 from bundler.store import hash_file
 from bundler.tasks.evidence import loss_at_most, mcnemar_p
-from bundler.tasks.items import Item, chance_of, drawn, words_of
+from bundler.tasks.items import Asked, Item, chance_of, drawn, words_of
 from bundler.tasks.reading import read_questions
 
 _JOBS = {
     "choice": "bundler.builtin.llamacpp.tasks.asking:choose_job",
     "written": "bundler.builtin.llamacpp.tasks.writing:write_job",
+    "code": "bundler.builtin.llamacpp.tasks.programming:program_job",
 }
+_SOLUTIONS_JOB = "bundler.builtin.llamacpp.tasks.programming:solutions_job"
 _DRAWS = 10_000
 _DRAWS_SEED = 20
 _INTERVAL = (2.5, 97.5)
@@ -68,7 +70,7 @@ class _Counter:
 
 def _items(task: Task, told: Mapping[str, Any]) -> tuple[Item, ...]:
     data = task.inputs[f"tasks/{told['name']}"].read_bytes()
-    items = read_questions(data, str(told["file"]), str(told["kind"]), str(told["scoring"]))
+    items = read_questions(data, str(told["file"]), Asked.of(told))
     return drawn(items, int(told["items"]), int(told["seed"]))
 
 
@@ -77,6 +79,8 @@ def _result(
     notes: list[str], adapters: Sequence[tuple[str, float]], counter: _Counter, *, gpu: bool,
 ) -> TaskResult:  # fmt: skip
     name = str(told["name"])
+    if told["kind"] == "code":
+        notes += _solution_notes(task, told)
     model, control = (
         counter.finished(
             len(asked), _chosen(task, told, parameters, adapters, counter, side, kv_cache, gpu=gpu)
@@ -94,6 +98,7 @@ def _result(
     low, high = drawn_anew(lost, gained, items)
     chance = float(np.mean([chance_of(item) for item in asked]))
     notes += _chance_note(name, its, chance)
+    notes += _stopped_note(name, model, control)
     leaked = _leaked(task, asked)
     if leaked:
         notes.append(
@@ -123,10 +128,41 @@ def _chosen(
         "seconds": 30 * float(told["minutes"]), "kv_cache": kv_cache,
         "gpu": gpu, "gpu_layers": parameters["gpu_layers"], "adapters": list(adapters),
     }  # fmt: skip
-    if told["kind"] == "written":
-        arguments |= {key: told[key] for key in ("extract", "tokens")}
+    if told["kind"] != "choice":
+        own = ("kind", "extract", "tokens", "schema", "language")
+        arguments |= {key: told[key] for key in own if key in told}
         arguments["parallel"] = parameters["parallel"]
+    if told["kind"] == "code":
+        arguments["cpu_seconds"] = told["seconds"]
     return dict(ask_once(task, _JOBS[told["kind"]], arguments, progress=counter.progress))
+
+
+def _solution_notes(task: Task, told: Mapping[str, Any]) -> list[str]:
+    """Run the file's own solutions: tests that not even those pass tell nothing of a model."""
+    arguments = {
+        "file": str(task.inputs[f"tasks/{told['name']}"]), "path": told["file"],
+        "items": told["items"], "seed": told["seed"], "cpu_seconds": told["seconds"],
+    }  # fmt: skip
+    found = ask_once(task, _SOLUTIONS_JOB, arguments)
+    if not found["unsound"]:
+        return []
+    rows = ", ".join(map(str, found["rows"]))
+    return [
+        f"{told['name']}: {found['unsound']} of {found['with_solution']} of the file's own solutions do "
+        f"not pass their own tests here (rows {rows}{', …' * (found['unsound'] > len(found['rows']))}): "
+        "those tell nothing of a model"
+    ]
+
+
+def _stopped_note(name: str, model: Mapping[str, Any], control: Mapping[str, Any]) -> list[str]:
+    """Say how many programs were stopped: on a slower machine it may be more."""
+    stopped = [int(one.get("endings", {}).get("time", 0)) for one in (model, control)]
+    if not any(stopped):
+        return []
+    return [
+        f"{name}: programs that took too long were stopped: {stopped[0]} of the model's, {stopped[1]} of "
+        f"the unquantized model's. More time: verify.tasks.{name}.seconds"
+    ]
 
 
 def _right(chosen: Mapping[str, Any]) -> np.ndarray[Any, np.dtype[np.bool_]]:

@@ -1,0 +1,1 @@
+"""What runs inside the sandbox. The standard library only: nothing else is to be seen there."""
