@@ -31,7 +31,7 @@ class SourceReference(Value):
     source: str
     """Name of the source plugin: `path`, `http`, `hf`, or one that a plugin adds."""
     locator: str = Field(min_length=1)
-    """What that source understands: a path, a URL, `owner/name`."""
+    """What that source understands: a path, a URL, `owner/name`, `datasets/owner/name`."""
     revision: str = ""
     """Branch, tag or commit, for sources that have them."""
     include: tuple[str, ...] = ()

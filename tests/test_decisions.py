@@ -21,6 +21,14 @@ REQUIRED = dict(
     re.fullmatch(r"([A-Za-z0-9-]+)>=([0-9.]+)", line).groups()
     for line in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
 )
+# Of an extra: said in words below the table, and only there where somebody wants it.
+OPTIONAL = {
+    re.split("[>=]", line)[0]
+    for extra in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ].values()
+    for line in extra
+}
 
 
 def canonical(name):
@@ -82,5 +90,10 @@ def test_every_dependency_is_imported_somewhere():
 def test_what_is_imported_is_declared_or_named_as_brought_by_another():
     text = (ROOT / "docs/decisions/0006-dependencies.md").read_text()
     brought = {"anyio", "h11", "markupsafe"}
-    assert imported() - {canonical(name) for name in REQUIRED} == brought
+    assert imported() - {canonical(name) for name in (*REQUIRED, *OPTIONAL)} == brought
     assert all(f"`{name}`" in text for name in brought)
+
+
+def test_what_is_optional_is_told_of_too():
+    text = (ROOT / "docs/decisions/0006-dependencies.md").read_text()
+    assert all(f"{name} (" in text for name in OPTIONAL)

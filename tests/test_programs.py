@@ -7,6 +7,7 @@ import shutil
 import socket
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -29,7 +30,9 @@ from tests.models import Shape, job, quantized, text_file, tiny_gguf
 from tests.test_tasks import proved
 
 CALM = Shape(hidden=64, feed_forward=96, vocabulary=320, heads=4, kv_heads=2, layers=2)
-PROMPT = 'from typing import List\n\n\ndef double(values: List[int]) -> List[int]:\n    """Doubled."""\n'
+PROMPT = (
+    'from typing import List\n\n\ndef double(values: List[int]) -> List[int]:\n    """Doubled."""\n'
+)
 TEST = """
 def check(candidate):
     assert candidate([1, 2]) == [2, 4]
@@ -324,7 +327,7 @@ def test_a_program_reaches_nothing_outside(sandbox, what, tmp_path):
     secret.write_text("secret")
     with socket.create_server(("127.0.0.1", 0)) as server:
         reach = REACHES[what].format(
-            home=os.path.dirname(__file__), here=str(secret), process=os.getpid(),
+            home=str(Path(__file__).parent), here=str(secret), process=os.getpid(),
             port=server.getsockname()[1],
         )  # fmt: skip
         program = f"def double(x):\n    try:\n        {reach}\n    except BaseException:\n        return 'no'\n    return 'yes'\n"
@@ -374,7 +377,9 @@ def test_helpers_of_the_question_are_the_files_own_in_the_tests(sandbox):
 
 @needs_sandbox
 def test_tests_that_ask_nothing_are_no_pass(sandbox):
-    assert ending(sandbox, PROMPT + RIGHT, item(test="def check(candidate):\n    pass\n")) == "failed"
+    assert (
+        ending(sandbox, PROMPT + RIGHT, item(test="def check(candidate):\n    pass\n")) == "failed"
+    )
 
 
 # -- whether the sandbox holds ---------------------------------------------------------------------------------
@@ -405,7 +410,7 @@ class Weakened(Sandbox):
         ((("--remount-ro", "/"),), ("--proc", "/proc"), "saw /proc/self/maps"),
         ((("--clearenv",),), ("--setenv", "SECRET", "x"), "saw the environment (SECRET)"),
         ((("--remount-ro", "/"),), (), "wrote to /"),
-        ((("--size", str(FILE_BYTES), "--tmpfs", "/tmp"),), ("--tmpfs", "/tmp"),
+        ((("--size", str(FILE_BYTES), "--tmpfs", "/tmp"), ("--remount-ro", "/")), ("--tmpfs", "/tmp"),
          "wrote more files than the limit"),
     ],
 )  # fmt: skip
@@ -437,7 +442,9 @@ def test_without_its_filter_processes_and_the_network_are_found_out(sandbox):
 @needs_sandbox
 def test_a_bubblewrap_that_does_not_start_is_said_with_its_own_words(sandbox, tmp_path):
     broken = tmp_path / "bwrap"
-    broken.write_text("#!/bin/sh\necho 'bwrap: No permissions to create new namespace' >&2\nexit 1\n")
+    broken.write_text(
+        "#!/bin/sh\necho 'bwrap: No permissions to create new namespace' >&2\nexit 1\n"
+    )
     broken.chmod(0o755)
     with pytest.raises(StepFailed, match="No permissions to create new namespace") as caught:
         list(weaknesses(dataclasses.replace(sandbox, bubblewrap=str(broken))))
@@ -480,7 +487,9 @@ def test_a_build_that_needs_a_sandbox_asks_for_it_before_anything_is_done(monkey
     plain = Step(name="a", plugin="x", action="prove", parameters={"tasks": [{"kind": "choice"}]})
     require_sandbox([plain, Step(name="b", plugin="x", action="quantize")])
     with pytest.raises(StepFailed, match="there is none"):
-        require_sandbox([plain, plain.model_copy(update={"parameters": {"tasks": [{"kind": "code"}]}})])
+        require_sandbox(
+            [plain, plain.model_copy(update={"parameters": {"tasks": [{"kind": "code"}]}})]
+        )
 
 
 # -- a model that writes programs ------------------------------------------------------------------------------

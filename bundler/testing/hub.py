@@ -249,9 +249,11 @@ class TestHub:
         return Fault.none()
 
     def _answer_cdn(self, request: Request) -> Answer:
-        owner, _, rest = request.path.removeprefix("/cdn/").partition("/")
+        asked = request.path.removeprefix("/cdn/")
+        kind = "datasets/" * asked.startswith("datasets/")
+        owner, _, rest = asked.removeprefix(kind).partition("/")
         name, _, path = rest.partition("/")
-        repository = self._repositories.get(f"{owner}/{name}")
+        repository = self._repositories.get(f"{kind}{owner}/{name}")
         if (
             not request.path.startswith("/cdn/")
             or repository is None
@@ -271,6 +273,8 @@ class TestHub:
             return self._plain.get(request.path[7:]) or _error(404, "", "Not found")
         if request.path.startswith("/api/models/"):
             return self._api(request, request.path.removeprefix("/api/models/"))
+        if request.path.startswith("/api/datasets/"):
+            return self._api(request, request.path.removeprefix("/api/"))
         name, found, rest = request.path[1:].partition("/resolve/")
         return self._resolve(request, name, rest) if found else _error(404, "", "Not found")
 

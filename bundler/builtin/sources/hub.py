@@ -1,4 +1,6 @@
-"""`hf:owner/name@revision`: models on the Hugging Face Hub, or on a mirror that speaks like it."""
+"""`hf:owner/name@revision`: models on the Hugging Face Hub, or on a mirror that speaks like it; its
+data sets are `hf:datasets/owner/name`, as in their addresses.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +30,11 @@ from bundler.world import World
 SMALL_BYTES = 64 << 20
 """Files without a published SHA-256 are fetched to get one; larger ones are not taken."""
 
-_REPOSITORY = re.compile(r"(?:[A-Za-z0-9][\w.-]{0,95}/)?[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+_REPOSITORY = re.compile(
+    r"(?:datasets/)?(?:[A-Za-z0-9][\w.-]{0,95}/)?[A-Za-z0-9][\w.-]{0,95}", re.ASCII
+)
 _ADDRESS = re.compile(
-    r"(?P<repository>[^/]+(?:/[^/]+)?)/resolve/(?P<commit>[0-9a-f]{40})/(?P<file>.+)"
+    r"(?P<repository>(?:datasets/)?[^/]+(?:/[^/]+)?)/resolve/(?P<commit>[0-9a-f]{40})/(?P<file>.+)"
 )
 
 
@@ -101,7 +105,7 @@ class HubSource:
         cache = self._settings(world).cache
         if cache is None or not cache.is_dir():
             return None
-        for blob in sorted(cache.glob(f"models--*/blobs/{file.sha256}")):
+        for blob in sorted(cache.glob(f"[md]*s--*/blobs/{file.sha256}")):
             real = blob.resolve()  # With shared blobs it is a link to elsewhere in the cache.
             if real.is_file() and real.stat().st_size == file.size_bytes:
                 return real
@@ -138,7 +142,7 @@ def _repository(reference: SourceReference) -> str:
         raise UnsafeInput(
             f"{reference.locator!r} cannot be a repository",
             where=str(reference),
-            hint="write 'hf:owner/name' or 'hf:owner/name@revision'",
+            hint="write 'hf:owner/name', 'hf:owner/name@revision' or 'hf:datasets/owner/name'",
         )
     return reference.locator
 

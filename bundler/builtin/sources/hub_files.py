@@ -13,6 +13,8 @@ from bundler.builtin.sources.naming import included
 from bundler.errors import SourceError, UnsafeInput
 
 SAFE_ENDINGS = (".safetensors", ".gguf", ".json", ".txt", ".model", ".jinja", ".md")
+TABLE_ENDINGS = (".csv", ".jsonl", ".parquet")
+"""Of questions, for instance: data too, but taken only where a recipe asks for them."""
 _SAFE_NAMES = frozenset({"LICENSE", "LICENCE", "NOTICE", "COPYING", "README"})
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npy", ".npz", ".h5", ".msgpack")
 # Second sets of the same weights, in other shapes or for other programs.
@@ -48,7 +50,7 @@ def choose(names: Sequence[str], patterns: Sequence[str], where: str) -> list[st
 
 def _asked_for(names: Sequence[str], patterns: Sequence[str], where: str) -> list[str]:
     found = included(names, patterns, where)
-    safe = [name for name in found if is_safe(name)]
+    safe = [name for name in found if is_safe(name) or name.lower().endswith(TABLE_ENDINGS)]
     if not safe:
         raise _no_safe_weights(where)
     return safe

@@ -27,8 +27,10 @@ from bundler.errors import PassingFault, SourceError, UnsafeInput
 
 if TYPE_CHECKING:
     import httpx2
-    from huggingface_hub import ModelInfo
+    from huggingface_hub import DatasetInfo, ModelInfo
 
+DATASETS = "datasets/"
+"""Before the name of a data set, as in its address."""
 _LISTING_BYTES = 256 << 20
 """Real listings are some kilobytes; 100,000 entries with all their fields stay under this."""
 _one_at_a_time = threading.Lock()
@@ -74,8 +76,10 @@ def list_repository(repository: str, revision: str, settings: HubSettings) -> Li
                 token=settings.client.token or False,
                 library_name="bundler",
             )
-            info = api.model_info(
-                repository,
+            is_data = repository.startswith(DATASETS)
+            ask = api.dataset_info if is_data else api.model_info
+            info = ask(
+                repository.removeprefix(DATASETS),
                 revision=revision or None,
                 files_metadata=True,
                 timeout=settings.client.stall_seconds,
@@ -204,7 +208,7 @@ def _bounded(stream: Any) -> Any:
     return Bounded()
 
 
-def _checked(info: ModelInfo, where: str) -> Listing:
+def _checked(info: ModelInfo | DatasetInfo, where: str) -> Listing:
     """Take what we need out of the answer, believing none of it."""
     if not isinstance(info.sha, str) or not re.fullmatch(r"[0-9a-f]{40}", info.sha):
         raise SourceError("does not say which commit it is", where=where)
