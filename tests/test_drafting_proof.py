@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import json
 import os
@@ -138,6 +139,7 @@ def pair_bundle() -> Path:
     """Return the bundle of the embedded example with a smaller quantization of it as its draft."""
     demo_bundle()  # its store has the runtime
     folder = Path(tempfile.mkdtemp(prefix="bundler-pair-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     shutil.copytree(ROOT / "examples", folder / "examples")
     (folder / "recipes").mkdir()
     recipe = folder / "recipes" / "pair.toml"
