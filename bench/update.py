@@ -60,7 +60,7 @@ def quickstart(folder: Path, version: int, quant: str, store: Path) -> Path:
             article.read_text() + "\nWrite down when you called, and who answered.\n"
         )
     output = folder / f"quickstart-{version}"
-    command = [sys.executable, "-m", "bundler.cli", "build", recipe, "--output", output]
+    command = [sys.executable, "-m", "bundler", "build", recipe, "--output", output]
     words = [*command, "--store", store, "--keys", folder / "no-keys", "--progress", "quiet"]
     subprocess.run([str(word) for word in words], check=True, stdout=sys.stderr)
     return output

@@ -27,7 +27,7 @@ from bundler import (
     update_commands,
 )
 from bundler.errors import BundlerError, RecipeError, StepFailed, of_the_system
-from bundler.starting import asked_for, start_lightly
+from bundler.starting import asked_for
 
 app = typer.Typer(
     name="bundler",
@@ -100,9 +100,8 @@ Limit = Annotated[
 
 
 def main() -> None:
-    """Run the command line; the entry point of the `bundler` program."""
+    """Run the command line: what `bundler.__main__` calls."""
     signal.signal(signal.SIGTERM, _terminate)
-    start_lightly()
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")
@@ -440,6 +439,3 @@ def init(
 
 
 command_order.in_order(app)
-
-if __name__ == "__main__":
-    main()

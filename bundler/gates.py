@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from bundler.errors import Problem, ProofFailed
 from bundler.lock import Measurement
-from bundler.proof import GateResult, Proof
+from bundler.measured import GateResult
 from bundler.recipe import Gates
 from bundler.tasks.evidence import detail_of
+
+if TYPE_CHECKING:
+    from bundler.proof import Proof
 
 DEVICE_GATES = frozenset({"min_tokens_per_second", "max_memory"})
 """Gates on figures that belong to the device of the proof; the others are the model's own."""

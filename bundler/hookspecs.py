@@ -19,10 +19,10 @@ from bundler.errors import Problem
 from bundler.hardware import Platform, Target
 from bundler.lock import LockedFile, LockedModel, ModelFacts, Resolution
 from bundler.plan import Offer, Plan
-from bundler.proof import Proof
 from bundler.recipe import ModelRequest, SourceReference
 
 if TYPE_CHECKING:
+    from bundler.proof import Proof
     from bundler.world import World
 
 hookspec = pluggy.HookspecMarker("bundler")

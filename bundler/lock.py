@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from bundler.proof import Device, Quality, Speed
+from bundler.measured import Device, Quality, Speed
 from bundler.value import RelativePath, Sha256, Value, digest
 
 

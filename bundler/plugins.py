@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pluggy
 
@@ -20,8 +20,10 @@ from bundler.errors import PluginError, Problem
 from bundler.hardware import Target
 from bundler.hookspecs import CorpusKind, Engine, Maker, Runtime, Source
 from bundler.plan import Plan
-from bundler.proof import Proof
 from bundler.value import check_name
+
+if TYPE_CHECKING:
+    from bundler.proof import Proof
 
 BUILTIN = (
     "bundler.builtin.sources",

@@ -16,8 +16,8 @@ from bundler.attest.verdicts import verdicts, words
 from bundler.drawing.memory_bars import memory_bars
 from bundler.drawing.memory_svg import memory_svg
 from bundler.manifest import BundledModel, Manifest
+from bundler.measured import Device
 from bundler.plan import Budget, Plan, TierPlan
-from bundler.proof import Device
 from bundler.value import format_bytes, format_size
 
 

@@ -1,28 +1,12 @@
-"""What makes a command start quickly: only what it needs is built and looked for."""
+"""What makes a command start quickly: only what it needs is built."""
 
 from __future__ import annotations
 
 import copy
-import gc
-import os
 from collections.abc import Sequence
 
 import typer
 from typer.main import get_command_name
-
-_COLLECT_AFTER = 200_000
-"""New containers between two looks for cycles. Python's 700 makes hundreds of such looks while
-modules are imported, which leave no cycles: a tenth of the time of `bundler plan`."""
-
-
-def start_lightly() -> None:
-    """Look for garbage less often, and for no plugins of pydantic.
-
-    Those would be loaded into every validation of a recipe, a lock and a manifest; this program's
-    own plugins come through its own doors.
-    """
-    gc.set_threshold(_COLLECT_AFTER, 20, 20)
-    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
 
 def asked_for(app: typer.Typer, words: Sequence[str]) -> typer.Typer:

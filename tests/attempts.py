@@ -33,7 +33,7 @@ class Attempt:
 
     def command(self, progress: str = "quiet") -> list[str]:
         return [
-            sys.executable, "-B", "-m", "bundler.cli", "build", str(self.folder / "fake.toml"),
+            sys.executable, "-B", "-m", "bundler", "build", str(self.folder / "fake.toml"),
             "--store", str(self.folder / "store"), "--output", str(self.output),
             "--progress", progress,
         ]  # fmt: skip

@@ -24,7 +24,7 @@ CACHE = ROOT / ".cache"
 def bundler(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command line as a user would; everything it printed comes back."""
     return subprocess.run(
-        [sys.executable, "-m", "bundler.cli", *map(str, words)],
+        [sys.executable, "-m", "bundler", *map(str, words)],
         capture_output=True, text=True, cwd=ROOT, check=False, timeout=1500,
         env={**os.environ, "NO_COLOR": "1", "COLUMNS": "100", "TERM": "dumb", **environment},
     )  # fmt: skip

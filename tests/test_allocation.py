@@ -379,7 +379,7 @@ def test_an_embedding_without_an_entry_in_a_type_at_which_ggml_aborts_is_refused
 
 
 def test_a_proof_tells_the_decision_and_measures_the_controls(tables, tmp_path):
-    from bundler.proof import Quality
+    from bundler.measured import Quality
 
     for name in ("errors.json", "sensitivity.json"):
         shutil.copy(tables / name, tmp_path)

@@ -87,7 +87,7 @@ def test_a_stopped_build_ends_soon_with_its_own_code_and_leaves_no_child(
 ):
     """Stopped while a child process works; then nothing of the build's session is left."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "bundler.cli", "build", "recipes/quickstart.toml", "--frozen",
+        [sys.executable, "-m", "bundler", "build", "recipes/quickstart.toml", "--frozen",
          "--store", tmp_path / "store", "--output", tmp_path / "dist", "--progress", "plain"],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
         start_new_session=True,

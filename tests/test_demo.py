@@ -152,7 +152,7 @@ def test_pages_name_what_they_should(demo, name):
 def test_the_real_build_killed_in_each_step_goes_on_and_ends_in_the_same_bytes(demo, tmp_path):
     """kill -9 of everything as soon as a step begins, one step after the other, then to the end."""
     words = [
-        sys.executable, "-m", "bundler.cli", "build", ROOT / "recipes/quickstart.toml", "--frozen",
+        sys.executable, "-m", "bundler", "build", ROOT / "recipes/quickstart.toml", "--frozen",
         "--store", tmp_path / "store", "--output", tmp_path / "dist", "--progress", "json",
     ]  # fmt: skip
     killed = []

@@ -86,7 +86,7 @@ def refused(bundle: Path, target: Path, wishes: Wishes = PLAIN):
 
 
 def bundler(*words, **popen):
-    return [sys.executable, "-m", "bundler.cli", "deploy", "--no-probe", *map(str, words)], {
+    return [sys.executable, "-m", "bundler", "deploy", "--no-probe", *map(str, words)], {
         "cwd": ROOT, "text": True, **popen,
         "env": {**os.environ, "NO_COLOR": "1", "COLUMNS": "200", **popen.get("env", {})},
     }  # fmt: skip
@@ -499,7 +499,7 @@ def test_a_damaged_source_is_never_copied_and_the_rest_is(tmp_path, target):
     with pytest.raises(DamagedError, match="incomplete"):
         verify_bundle(outcome.place)
     assert (outcome.place / "corpora/b.zim").exists()
-    subprocess.run([sys.executable, "-m", "bundler.cli", "repair", source], check=True, cwd=ROOT,
+    subprocess.run([sys.executable, "-m", "bundler", "repair", source], check=True, cwd=ROOT,
                    capture_output=True)  # fmt: skip
     assert digests(source) == whole
     again = copied(source, target)

@@ -93,7 +93,7 @@ def test_killed_at_any_call_it_goes_on_and_does_nothing_twice(
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_who_asks_twice_to_stop_does_not_wait(sent, tmp_path):
     process = subprocess.Popen(
-        [sys.executable, "-m", "bundler.cli", "build", quickstart(), "--frozen",
+        [sys.executable, "-m", "bundler", "build", quickstart(), "--frozen",
          "--store", tmp_path / "store", "--output", tmp_path / "dist", "--progress", "plain"],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
         start_new_session=True,

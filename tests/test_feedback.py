@@ -25,10 +25,11 @@ from bundler.hardware import Target
 from bundler.hookspecs import hookimpl
 from bundler.lock import Lock, Measurement, files_digest
 from bundler.locking import make_lock
+from bundler.measured import Device, Quality, Speed
 from bundler.offering import make_the_plan
 from bundler.plan import FileInput, Memory, Offer, Step, StepInput
 from bundler.plugins import load_plugins
-from bundler.proof import Device, LongAnswers, Proof, Quality, Repetitiveness, Speed
+from bundler.proof import LongAnswers, Proof, Repetitiveness
 from bundler.recipe import Gates
 from bundler.recipe_file import parse_recipe
 from bundler.resolve import MeasuredFacts, lock_text, read_lock

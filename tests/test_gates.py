@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from bundler.errors import ProofFailed
 from bundler.gates import check_gates, gate_problems, measured_figures
-from bundler.proof import Device, Proof, Quality, Speed
+from bundler.measured import Device, Quality, Speed
+from bundler.proof import Proof
 from bundler.recipe import Gates
 
 AT_MOST = ("max_kld_mean", "max_perplexity_ratio", "max_memory")

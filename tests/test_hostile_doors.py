@@ -217,7 +217,7 @@ class Machine:
         return done
 
     def bundler(self, *words: object) -> subprocess.CompletedProcess[str]:
-        return self.go(sys.executable, "-m", "bundler.cli", *words)
+        return self.go(sys.executable, "-m", "bundler", *words)
 
     def elsewhere(self) -> dict[str, object]:
         return {name: tree(self.folder / name) for name in self.watched}

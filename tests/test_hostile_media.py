@@ -353,7 +353,7 @@ def test_names_from_a_stick_are_shown_and_not_obeyed(stick):
             pass
     for words in (("verify", "--unsigned"), ("repair",)):
         done = subprocess.run(
-            [sys.executable, "-m", "bundler.cli", words[0], stick, *words[1:]],
+            [sys.executable, "-m", "bundler", words[0], stick, *words[1:]],
             capture_output=True, check=False, env={**os.environ, "NO_COLOR": "1"},
         )  # fmt: skip
         said = (done.stdout + done.stderr).decode()  # it is text, whatever the names are

@@ -9,6 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "bundler"
 
 # From the top of the house to its ground: a module may import those below it, and its own floor.
 FLOORS = """
+__main__
 cli
 starting key_commands repair_commands machine_commands update_commands deploy_commands packing_commands command_order results inspect_commands
 doctor
@@ -31,7 +32,7 @@ world
 store fingerprint
 tasks
 manifest recipe_drafts
-plan proof lock recipe recipe_target recipe_source recipe_tasks inspection
+plan proof measured lock recipe recipe_target recipe_source recipe_tasks inspection
 machine
 hardware weights pacing
 events value errors later printable descriptors

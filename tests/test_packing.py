@@ -396,7 +396,7 @@ def test_nobody_is_believed_before_the_signature_is_judged(pack, tmp_path):
 
 def command(*words, **more):
     return subprocess.run(
-        [sys.executable, "-m", "bundler.cli", *map(str, words)], capture_output=True,
+        [sys.executable, "-m", "bundler", *map(str, words)], capture_output=True,
         env={**os.environ, "NO_COLOR": "1", "BUNDLER_KEYS": str(more.pop("keys"))}, **more,
     )  # fmt: skip
 

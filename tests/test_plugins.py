@@ -43,7 +43,7 @@ def build(folder, recipe, *extra):
 def bundler(*words, folder, **environment):
     """Run the program as a person does, in `folder`."""
     return subprocess.run(
-        [sys.executable, "-m", "bundler.cli", *words],
+        [sys.executable, "-m", "bundler", *words],
         cwd=folder, capture_output=True, text=True, env={**os.environ, **environment},
     )  # fmt: skip
 

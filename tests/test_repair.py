@@ -432,7 +432,7 @@ def test_a_dozen_flipped_bits_anywhere_are_repaired(stick, right, seed):
 
 def repair_traced(stick, scratch, *words):
     """Repair in a process of its own whose first thread strace watches: it alone writes."""
-    command = [sys.executable, "-m", "bundler.cli", "repair", stick, "--progress", "quiet"]
+    command = [sys.executable, "-m", "bundler", "repair", stick, "--progress", "quiet"]
     return subprocess.run(
         ["strace", "-qq", "-y", "-o", scratch.with_suffix(".strace"), *words, *command],
         capture_output=True, env={**os.environ, "TMPDIR": str(scratch)}, timeout=300,

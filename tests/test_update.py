@@ -279,7 +279,7 @@ def test_equal_versions_differ_in_nothing():
 
 def run(*words):
     return subprocess.run(
-        [sys.executable, "-m", "bundler.cli", *map(str, words)], capture_output=True, text=True,
+        [sys.executable, "-m", "bundler", *map(str, words)], capture_output=True, text=True,
         check=False, env={**os.environ, "NO_COLOR": "1", "COLUMNS": "200"},
     )  # fmt: skip
 

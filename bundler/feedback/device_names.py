@@ -9,7 +9,7 @@ import re
 from collections.abc import Set
 
 from bundler.hardware import Target
-from bundler.proof import Device
+from bundler.measured import Device
 
 # Words that tell makers and packages apart, not cards. `laptop`, `ti`, `super`, `pcie`, `max` do:
 # such cards have another speed or another memory.

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from bundler.gates import new_loop_share
 from bundler.lock import Lock, Measurement, TaskLoss, files_digest, model_digest
 from bundler.plan import FileInput, Offer, Step, step_keys
-from bundler.proof import Proof
 from bundler.tasks.asked import digests_of_step
 from bundler.value import digest
+
+if TYPE_CHECKING:
+    from bundler.proof import Proof
 
 PROOF_ACTION = "prove"
 """Action of the steps whose facts are a `proof.Proof`."""

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from bundler.feedback.measurements import Known
 from bundler.gates import DEVICE_GATES, held, measured_figures, task_of
 from bundler.lock import Measurement
+from bundler.measured import GateResult
 from bundler.plan import Offer
-from bundler.proof import GateResult
 from bundler.recipe import Gates
 
 

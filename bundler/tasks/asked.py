@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bundler.errors import RecipeError
 from bundler.lock import Lock, LockedFile, Resolution
 from bundler.plan import FileInput, Step
 from bundler.recipe import Recipe, TaskRequest
-from bundler.tasks.items import Asked
 from bundler.value import digest
+
+if TYPE_CHECKING:
+    from bundler.tasks.items import Asked
 
 PREFIX = "tasks."
 """Of a task's name among a lock's texts."""
@@ -55,6 +57,8 @@ def _of_kind(request: TaskRequest) -> dict[str, Any]:
 
 def how_asked(request: TaskRequest) -> Asked:
     """Return what decides how the file of a task is read."""
+    from bundler.tasks.items import Asked
+
     return Asked.of({"kind": request.kind, "scoring": request.scoring, **_of_kind(request)})
 
 

@@ -7,8 +7,10 @@ unquantized one is right) and `gained` (only the quantized one is).
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-from bundler.proof import TaskResult
+if TYPE_CHECKING:
+    from bundler.proof import TaskResult
 
 CERTAINTY = 0.95
 _Z_CERTAIN = 1.6448536269514722  # 95 % of a normal distribution lie below

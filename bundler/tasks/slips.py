@@ -13,9 +13,6 @@ from bundler.recipe import Recipe
 from bundler.tasks.asked import how_asked
 from bundler.tasks.evidence import least_items
 from bundler.tasks.languages import KNOWN_LANGUAGES
-from bundler.tasks.reading import read_questions
-from bundler.tasks.rows import MOST_FILE_BYTES
-from bundler.tasks.schemas import schema_problem
 
 _ANSWERING = ("chat", "code")
 
@@ -41,8 +38,8 @@ def task_slips(recipe: Recipe, near: Callable[[str, list[str]], str]) -> Iterato
             elif models[model].role not in _ANSWERING:
                 role = models[model].role
                 yield Slip(path, f"{model!r} answers nobody: its role is {role!r}", "leave it out")
-        if task.schema_text and (wrong := schema_problem(task.schema_text)):
-            yield Slip((*path[:-1], "schema"), f"is no schema to be used: {wrong}")
+        if task.schema_text:
+            yield from _schema_slips(task.schema_text, (*path[:-1], "schema"))
         if task.language and task.language not in KNOWN_LANGUAGES:
             hint = near(task.language, list(KNOWN_LANGUAGES)) or "see docs/guide.md, Tasks"
             yield Slip(
@@ -71,6 +68,13 @@ def task_slips(recipe: Recipe, near: Callable[[str, list[str]], str]) -> Iterato
                 )
 
 
+def _schema_slips(text: str, path: tuple[str, ...]) -> Iterator[Slip]:
+    from bundler.tasks.schemas import schema_problem
+
+    if wrong := schema_problem(text):
+        yield Slip(path, f"is no schema to be used: {wrong}")
+
+
 def require_questions(
     recipe: Recipe, task: str, file: LockedFile, read: Callable[[LockedFile], bytes]
 ) -> None:
@@ -80,6 +84,9 @@ def require_questions(
         RecipeError: it is no file of questions, or has too few to show a limit that the recipe sets.
         UnsafeInput: it is too large, or no text.
     """
+    from bundler.tasks.reading import read_questions
+    from bundler.tasks.rows import MOST_FILE_BYTES
+
     if file.size_bytes > MOST_FILE_BYTES:
         raise UnsafeInput(f"is larger than {MOST_FILE_BYTES >> 20} MiB", where=file.path)
     asked = recipe.verify.tasks[task]

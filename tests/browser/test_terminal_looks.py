@@ -33,7 +33,7 @@ def on_a_terminal(columns: int, *words: object) -> str:
     environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": str(columns)}
     environment.pop("NO_COLOR", None)
     process = subprocess.Popen(
-        [sys.executable, "-m", "bundler.cli", *map(str, words)],
+        [sys.executable, "-m", "bundler", *map(str, words)],
         stdin=follower, stdout=follower, stderr=follower, cwd=ROOT, env=environment,
     )  # fmt: skip
     os.close(follower)

@@ -22,7 +22,8 @@ from bundler.builtin.llamacpp.sharding import WHOLE, loadable, model_inputs
 from bundler.builtin.llamacpp.tasks.comparing import task_results
 from bundler.errors import ProofFailed
 from bundler.hookspecs import Task
-from bundler.proof import Depth, Device, Fingerprint, Proof, Quality, Selftest, Speed, TaskResult
+from bundler.measured import Device, Quality, Speed
+from bundler.proof import Depth, Fingerprint, Proof, Selftest, TaskResult
 from bundler.store import hash_file
 from bundler.value import format_bytes, pretty_json
 

@@ -12,7 +12,7 @@ from bundler.builtin.llamacpp.allocation.record import Control, Record
 from bundler.builtin.llamacpp.asking import answered_once
 from bundler.builtin.llamacpp.child import run_child
 from bundler.hookspecs import Task
-from bundler.proof import Quality
+from bundler.measured import Quality
 
 PACKAGE = "bundler.builtin.llamacpp"
 _ALLOCATION = "allocation.json"
