@@ -12,7 +12,7 @@ from bundler.builtin.sources import HubSource
 from bundler.errors import RecipeError, SourceError, UnsafeInput
 from bundler.recipe import SourceReference
 from bundler.store import Store
-from bundler.tasks import parquet_child
+from bundler.tasks import parquet, parquet_child
 from bundler.tasks.reading import read_choices
 from bundler.tasks.reading_code import read_code
 from bundler.testing.hub import TestHub
@@ -92,7 +92,7 @@ def test_one_value_of_two_hundred_megabytes_is_refused(tmp_path):
         ", COMPRESSION zstd",
     )  # fmt: skip
     assert len(data) < 1 << 20
-    with pytest.raises(UnsafeInput):
+    with pytest.raises(UnsafeInput, match="takes more memory to unpack"):
         read_choices(data, "x.parquet")
 
 
@@ -111,6 +111,15 @@ def test_a_damaged_file_is_read_or_refused(mmlu, at, byte):
 def test_what_is_no_parquet_is_said_to_be_none(data):
     with pytest.raises(RecipeError, match=r"x\.parquet: is no Parquet that can be read"):
         read_choices(data, "x.parquet")
+
+
+def test_a_reader_that_breaks_is_not_said_to_want_memory(monkeypatch, tmp_path, mmlu):
+    """Its child is a Python program: one that ends at once, with a word and a code of its own."""
+    broken = tmp_path / "parquet.py"
+    broken.with_name("parquet_child.py").write_text("import sys\nsys.exit('no such luck')\n")
+    monkeypatch.setattr(parquet, "__file__", str(broken))
+    with pytest.raises(UnsafeInput, match="its reader ended with code 1: no such luck"):
+        read_choices(mmlu, "mmlu.parquet")
 
 
 def test_without_the_reader_the_extra_is_named(monkeypatch, mmlu):

@@ -21,6 +21,9 @@ _SECONDS = 120
 _SHOWN_CHARACTERS = 300
 _UNREADABLE = 3
 """What `parquet_child` ends with where the file is none."""
+_NO_MEMORY = 4
+_ABORTED = "bad_alloc"
+"""What a library says that gives up for want of memory instead of raising."""
 
 
 def read_table(
@@ -36,7 +39,8 @@ def read_table(
 
     Raises:
         RecipeError: there is no reader, or the file is none that it can read.
-        UnsafeInput: it unpacks to more than `most_bytes`, or takes too much memory or time.
+        UnsafeInput: it unpacks to more than `most_bytes`, or takes too much memory or time, or its
+            reader breaks on it.
     """
     if importlib.util.find_spec("duckdb") is None:
         raise RecipeError(
@@ -55,14 +59,19 @@ def read_table(
         said = _bounded(child, path, most_bytes)
         log.seek(0)
         complaint = log.read().decode("utf-8", "replace").strip()[-_SHOWN_CHARACTERS:]
+    words = "".join(c if c.isprintable() else " " for c in complaint)
     if child.returncode == _UNREADABLE:
-        words = "".join(c if c.isprintable() else " " for c in complaint)
         raise RecipeError(
             f"is no Parquet that can be read: {words}", where=path, hint="look where it comes from"
         )
-    if child.returncode:
+    if child.returncode == _NO_MEMORY or (child.returncode and _ABORTED in complaint):
         raise UnsafeInput(
             "takes more memory to unpack than a file of questions should", where=path,
+            hint="convert it to JSON lines where you trust it",
+        )  # fmt: skip
+    if child.returncode:
+        raise UnsafeInput(
+            f"its reader ended with code {child.returncode}: {words or 'it says nothing'}", where=path,
             hint="convert it to JSON lines where you trust it",
         )  # fmt: skip
     first, _, rows = said.decode().partition("\n")

@@ -11,6 +11,7 @@ from typing import Any
 MEMORY_BYTES = 1 << 30
 """Address space; DuckDB itself takes 200 MB of it."""
 _UNREADABLE = 3
+_NO_MEMORY = 4
 _ROWS = 1000
 
 
@@ -61,8 +62,8 @@ def main(path: str, wanted: list[str]) -> int:
         rows = table.execute(f"SELECT to_json(struct_pack({columns}))::VARCHAR {there}")
         while some := rows.fetchmany(_ROWS):
             sys.stdout.write("".join(f"{row}\n" for (row,) in some))
-    except duckdb.OutOfMemoryException:
-        raise
+    except (duckdb.OutOfMemoryException, MemoryError):
+        return _NO_MEMORY
     except duckdb.Error as error:
         sys.stderr.write(str(error))
         return _UNREADABLE
