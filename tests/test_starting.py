@@ -30,10 +30,12 @@ NOT_FOR_PLANNING = (
     "bundler.builtin.sources.http", "bundler.builtin.sources.hub", "bundler.builtin.sources.path",
     "bundler.builtin.runtimes.xllamacpp", "bundler.builtin.runtimes.pypi",
     "bundler.builtin.knowledge.folder", "bundler.builtin.knowledge.zim",
+    "bundler.proof", "bundler.tasks.items", "bundler.tasks.reading", "bundler.tasks.rows",
+    "bundler.tasks.schemas",
 )  # fmt: skip
 LOADED = """
 import json, sys
-from bundler.cli import main
+from bundler.__main__ import main
 try:
     main()
 finally:
@@ -53,6 +55,21 @@ def test_a_plan_from_a_lock_loads_nothing_that_it_does_not_ask(tmp_path: Path):
     assert "bundler.planning.planner" in loaded
     early = [n for n in NOT_FOR_PLANNING if any(m == n or m.startswith(n + ".") for m in loaded)]
     assert not early
+
+
+def test_the_program_looks_for_garbage_and_for_strangers_plugins_less_before_it_imports():
+    code = (
+        "import gc, os, sys, bundler.__main__, bundler.cli\n"
+        "assert 'pydantic' not in sys.modules and gc.get_threshold()[0] < 10_000\n"
+        "bundler.cli.main = lambda: print(gc.get_threshold()[0], os.environ['PYDANTIC_DISABLE_PLUGINS'])\n"
+        "bundler.__main__.main()"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "PYDANTIC_DISABLE_PLUGINS"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT,
+        env=environment,
+    )  # fmt: skip
+    assert done.stdout.split() == ["200000", "__all__"], done.stderr
 
 
 def test_what_stands_for_a_builtin_plugin_says_what_the_plugin_says():
